@@ -1,0 +1,1 @@
+"""LoRA files and run state, out and back."""

@@ -1,0 +1,1 @@
+"""Clip on disk to batch; knows nothing of networks."""

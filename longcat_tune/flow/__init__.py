@@ -1,0 +1,1 @@
+"""Flow-matching maths: tensors in, tensors out; shared by training and sampling."""

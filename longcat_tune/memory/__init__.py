@@ -1,0 +1,1 @@
+"""Fitting the weights and activations; sees modules and lists of blocks, never LongCat."""

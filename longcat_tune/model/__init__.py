@@ -1,0 +1,1 @@
+"""The networks; no training, no offload, no config."""

@@ -1,0 +1,1 @@
+"""Noise to video; takes a model as a function."""

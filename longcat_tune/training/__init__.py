@@ -1,0 +1,1 @@
+"""The loop; free of LongCat names."""

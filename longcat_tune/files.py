@@ -66,8 +66,8 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata
     """
     from safetensors.torch import save
 
-    # Not save_file: safetensors 0.8 makes its own temporary file, whose mode 0600 stays on the result, so that
-    # nobody else could read a shared cache; and it reports a full disk as an error of its own kind.
+    # Not save_file: safetensors 0.8 makes its own temporary file, whose mode 0600 stays on the result, so
+    # that nobody else could read a shared cache; and a full disk comes as an error of its own kind.
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata))
     write_atomically(path, lambda part: part.write_bytes(data))
 

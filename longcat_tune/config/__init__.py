@@ -1,1 +1,1 @@
-"""What a run may be told: pydantic sections and the two file formats; no torch, no disk beyond reading the file itself."""
+"""What a run may be told: pydantic sections and two file formats; no torch, no disk beyond the files read."""

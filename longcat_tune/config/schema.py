@@ -1,0 +1,40 @@
+"""What every section is made of: a frozen strict model, and the marks a field can carry.
+
+Knows nothing of files or of particular keys; config.load and the docs read the marks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Marks a field of which only some values work so far.
+
+    Attributes:
+        what: what will bring the others to life; ends the sentence "not available yet: ...".
+        available: the values that work now, besides the default.
+    """
+
+    what: str
+    available: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FromRun:
+    """Marks a dataset field that takes the run's value when the entry does not set it.
+
+    Attributes:
+        key: the key of config.json; the dataset key has the same name and default.
+    """
+
+    key: str

@@ -1,0 +1,222 @@
+"""The parts of the transformer: embedders, modulation, feed-forward, block and final layer; architecture only.
+
+Precision follows the official model, whose CUDA autocast islands are written out here so that every device computes the same: the
+timestep path, modulation, norms, gated sums and the last projection are float32 whatever the weights' dtype.
+Letters: B batch, T latent frames, N video tokens (N = T S), L text tokens, C hidden width, E timestep embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longcat_tune.model.attention import AttentionFunction, CrossAttention, KeyValue, SelfAttention
+from longcat_tune.model.rope import RotaryTable
+
+NORM_EPS = 1e-6
+FFN_MULTIPLE = 256
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 from weights stored in any dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project the last axis; the result is float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(x.float(), self.weight.float(), bias)
+
+
+class PatchEmbed(nn.Module):
+    """Latent patches to tokens."""
+
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, latents_BCTHW: Tensor) -> Tensor:
+        """Tokens [B, N, C] in order frame, row, column; sizes that a patch does not divide are padded with zeros."""
+        sizes = latents_BCTHW.shape[-3:]
+        missing = [-size % patch for size, patch in zip(sizes, self.patch_size, strict=True)]
+        padded = F.pad(latents_BCTHW, (0, missing[2], 0, missing[1], 0, missing[0]))
+        return self.proj(padded).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of the timestep through a small MLP, float32 throughout."""
+
+    def __init__(self, embed_dim: int, frequency_size: int) -> None:
+        super().__init__()
+        self.frequency_size = frequency_size
+        self.mlp = nn.Sequential(
+            Float32Linear(frequency_size, embed_dim), nn.SiLU(), Float32Linear(embed_dim, embed_dim)
+        )
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Embed timesteps of any shape, 0 to 1000, as float32 [..., E]."""
+        half = self.frequency_size // 2
+        steps = torch.arange(half, device=timestep.device, dtype=torch.float32)
+        angles = timestep.float()[..., None] * torch.exp(-math.log(10000.0) * steps / half)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(F.pad(sinusoids, (0, self.frequency_size % 2)))
+
+
+class CaptionEmbedder(nn.Module):
+    """Text features to the hidden width, position by position."""
+
+    def __init__(self, caption_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.y_proj = nn.Sequential(
+            nn.Linear(caption_channels, hidden_size),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(hidden_size, hidden_size),
+        )
+
+    def forward(self, text_BLD: Tensor) -> Tensor:
+        """Embed [B, L, D] as [B, L, C], padding included."""
+        return self.y_proj(text_BLD)
+
+
+def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor) -> Tensor:
+    """LayerNorm without weights, then scale and shift per latent frame: LN(x) (1 + scale) + shift.
+
+    Args:
+        x_BNC: tokens, frame by frame.
+        shift_BTC: float32.
+        scale_BTC: float32.
+
+    Returns:
+        Same shape and dtype as x; computed in float32.
+    """
+    frames = shift_BTC.shape[1]
+    normed = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS).unflatten(1, (frames, -1))
+    return (normed * (1 + scale_BTC[:, :, None]) + shift_BTC[:, :, None]).flatten(1, 2).to(x_BNC.dtype)
+
+
+def add_gated(x_BNC: Tensor, gate_BTC: Tensor, update_BNC: Tensor) -> Tensor:
+    """Residual x + gate * update with one gate per latent frame; summed in float32, returned in x's dtype."""
+    frames = gate_BTC.shape[1]
+    gated = gate_BTC[:, :, None] * update_BNC.float().unflatten(1, (frames, -1))
+    return (x_BNC.float() + gated.flatten(1, 2)).to(x_BNC.dtype)
+
+
+class AffineLayerNorm(nn.LayerNorm):
+    """LayerNorm with weights, computed in float32 and cast back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; same dtype out as in."""
+        assert self.weight is not None
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        ).to(x.dtype)
+
+
+def ffn_width(hidden_size: int, mlp_ratio: float) -> int:
+    """Two thirds of hidden * ratio, rounded up to a multiple of 256: 11008 for 4096 and ratio 4."""
+    wanted = int(2 * int(hidden_size * mlp_ratio) / 3)
+    return FFN_MULTIPLE * math.ceil(wanted / FFN_MULTIPLE)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(SiLU(w1 x) * w3 x); no biases."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(hidden_size, inner_size, bias=False)
+        self.w2 = nn.Linear(inner_size, hidden_size, bias=False)
+        self.w3 = nn.Linear(hidden_size, inner_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform the last axis."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockContext:
+    """What all blocks of one forward pass share.
+
+    Attributes:
+        time_BTE: float32 timestep embedding per latent frame.
+        text_BLC: embedded text.
+        keep_BL: boolean text mask; None attends to all.
+        rotary: positions of all keys of the self-attention.
+        num_cond_tokens: leading condition tokens in x; 0 when they are in the cache instead.
+        skip_cross_attention: True while a KV cache is filled, which must not depend on the text.
+    """
+
+    time_BTE: Tensor
+    text_BLC: Tensor
+    keep_BL: Tensor | None
+    rotary: RotaryTable
+    num_cond_tokens: int
+    skip_cross_attention: bool
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, modulated and gated by the timestep, with a plain cross-attention between."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float, time_dim: int, attend: AttentionFunction
+    ) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(time_dim, 6 * hidden_size))
+        self.attn = SelfAttention(hidden_size, num_heads, attend)
+        self.pre_crs_attn_norm = AffineLayerNorm(hidden_size, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(hidden_size, num_heads, attend)
+        self.ffn = FeedForward(hidden_size, ffn_width(hidden_size, mlp_ratio))
+
+    def forward(
+        self, x_BNC: Tensor, context: BlockContext, cached: KeyValue | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """Transform the tokens; also give this block's own keys and values for a cache."""
+        # float(): a LoRA on the modulation computes in its own dtype.
+        modulation = self.adaLN_modulation(context.time_BTE).float()
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
+
+        attended, own = self.attn(
+            modulate(x_BNC, shift_a, scale_a),
+            context.rotary,
+            num_cond_tokens=context.num_cond_tokens,
+            cached=cached,
+        )
+        x_BNC = add_gated(x_BNC, gate_a, attended)
+        if not context.skip_cross_attention:
+            x_BNC = x_BNC + self.cross_attn(
+                self.pre_crs_attn_norm(x_BNC),
+                context.text_BLC,
+                context.keep_BL,
+                num_cond_tokens=context.num_cond_tokens,
+            )
+        x_BNC = add_gated(x_BNC, gate_f, self.ffn(modulate(x_BNC, shift_f, scale_f)))
+        return x_BNC, own
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches of the prediction; float32 out."""
+
+    def __init__(self, hidden_size: int, patch_values: int, time_dim: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(time_dim, 2 * hidden_size))
+        self.linear = Float32Linear(hidden_size, patch_values)
+
+    def forward(self, x_BNC: Tensor, time_BTE: Tensor) -> Tensor:
+        """Project [B, N, C] to float32 [B, N, patch values]."""
+        shift, scale = self.adaLN_modulation(time_BTE).float().chunk(2, dim=-1)
+        return self.linear(modulate(x_BNC, shift, scale)).float()
+
+
+def unpatchify(patches_BNP: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
+    """Patches back to [B, channels, T, H, W]; a patch holds its values in order frame, row, column, channel."""
+    return (
+        patches_BNP.unflatten(1, grid)
+        .unflatten(-1, (*patch_size, -1))
+        .permute(0, 7, 1, 4, 2, 5, 3, 6)
+        .flatten(6, 7)
+        .flatten(4, 5)
+        .flatten(2, 3)
+    )

@@ -1,6 +1,7 @@
 """What a user can fix, as exceptions; `cli.main` turns them into one message and an exit code.
 
-Every message gives the name, the value, the rule and the remedy. A bug keeps its traceback: nothing here wraps one.
+Every message gives the name, the value, the rule and the remedy. A bug keeps its traceback: nothing here
+wraps one.
 """
 
 

@@ -1,6 +1,7 @@
 """Logging and progress for the console; set up once, by cli.
 
-Rooms log through `logging.getLogger(__name__)` and show long work with `progress`; nothing here writes to a file.
+Rooms log through `logging.getLogger(__name__)` and show long work with `progress`; nothing here writes to a
+file.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ def set_up(*, verbose: bool = False) -> None:
     Args:
         verbose: show debug records and Python warnings too.
     """
-    handler = RichHandler(console=console, show_path=False, show_level=verbose, log_time_format="%H:%M:%S",
-                          omit_repeated_times=False, rich_tracebacks=False)
+    handler = RichHandler(
+        console=console,
+        show_path=False,
+        show_level=verbose,
+        log_time_format="%H:%M:%S",
+        omit_repeated_times=False,
+        rich_tracebacks=False,
+    )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -79,8 +86,15 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         bar.done = done
         yield bar
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as display:
         bar = Bar(description, total, display)
         bar.advance(by=done)

@@ -1,6 +1,7 @@
 """The frozen dataclasses that cross rooms; imports nothing of ours and no torch at run time.
 
-Letters: B batch, C latent channels, T/H/W latent frames, rows and columns, F pixel frames, L text tokens, D text width.
+Letters: B batch, C latent channels, T/H/W latent frames, rows and columns, F pixel frames, L text tokens, D
+text width.
 Sizes in pixels are always written width first.
 """
 

@@ -25,7 +25,8 @@ def best_scale(cond: Tensor, uncond: Tensor) -> Tensor:
 def guide(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
     """Guided prediction s u + g (c - s u), with s from `best_scale`.
 
-    Source: Fan et al. 2025, CFG-Zero* (arXiv 2503.18886), equation 8; the official pipeline's version works for a batch of one only.
+    Source: Fan et al. 2025, CFG-Zero* (arXiv 2503.18886), equation 8; the official pipeline's version works
+    for a batch of one only.
     """
     anchored = best_scale(cond, uncond) * uncond
     return anchored + guidance * (cond - anchored)

@@ -1,7 +1,8 @@
 """Clean latents and noise to the transformer's input and target; the one owner of the target's sign.
 
 The official sampler negates the transformer's output and walks x <- x + (sigma_next - sigma) v. With
-x = (1 - sigma) clean + sigma noise the exact velocity is noise - clean, so the raw output must be clean - noise.
+x = (1 - sigma) clean + sigma noise the exact velocity is noise - clean, so the raw output must be clean -
+noise.
 """
 
 from __future__ import annotations

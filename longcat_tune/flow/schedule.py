@@ -40,7 +40,8 @@ def inference_sigmas(
         num_steps: model evaluations, at least 1.
         shift: 12 for the released model.
         distilled: the grid of the cfg_step_lora, at most 50 steps.
-        enhance_high_frequency: below timestep 500 walk down evenly by 50 instead, as the authors do for continuation;
+        enhance_high_frequency: below timestep 500 walk down evenly by 50 instead, as the authors do for
+        continuation;
             the number of steps is then no longer num_steps (50 gives 56).
 
     Returns:

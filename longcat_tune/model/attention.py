@@ -1,6 +1,7 @@
 """Self- and cross-attention of a LongCat-Video block, dense; the kernel is a function chosen at construction.
 
-Letters: B batch, A heads, N video tokens, M key tokens, L text tokens, C hidden width, d head width. Heads come before tokens everywhere:
+Letters: B batch, A heads, N video tokens, M key tokens, L text tokens, C hidden width, d head width. Heads
+come before tokens everywhere:
 [B, A, N, d].
 """
 
@@ -23,12 +24,13 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 def sdpa_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
     """Torch's fused attention, which picks the fastest kernel of the device."""
-    return F.scaled_dot_product_attention(q_BANd, k_BAMd, v_BAMd, attn_mask=keep)
+    out_BANd: Tensor = F.scaled_dot_product_attention(q_BANd, k_BAMd, v_BAMd, attn_mask=keep)
+    return out_BANd
 
 
 def math_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
     """The definition, written out in float32: softmax(q k^T / sqrt(d)) v."""
-    scores_BANM = q_BANd.float() @ k_BAMd.float().transpose(-1, -2) * q_BANd.shape[-1] ** -0.5
+    scores_BANM: Tensor = q_BANd.float() @ k_BAMd.float().transpose(-1, -2) * q_BANd.shape[-1] ** -0.5
     if keep is not None:
         scores_BANM = scores_BANM.masked_fill(~keep, float("-inf"))
     return (scores_BANM.softmax(-1) @ v_BAMd.float()).to(q_BANd.dtype)

@@ -1,8 +1,9 @@
-"""The parts of the transformer: embedders, modulation, feed-forward, block and final layer; architecture only.
+"""The parts of the transformer: embedders, modulation, feed-forward, block and final layer.
 
-Precision follows the official model, whose CUDA autocast islands are written out here so that every device computes the same: the
-timestep path, modulation, norms, gated sums and the last projection are float32 whatever the weights' dtype.
-Letters: B batch, T latent frames, N video tokens (N = T S), L text tokens, C hidden width, E timestep embedding width.
+Precision follows the official model, whose CUDA autocast islands are written out here so that every device
+computes the same: the timestep path, modulation, norms, gated sums and the last projection are float32
+whatever the weights' dtype. Letters: B batch, T latent frames, N video tokens (N = T S), L text tokens,
+C hidden width, E timestep embedding width.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, latents_BCTHW: Tensor) -> Tensor:
-        """Tokens [B, N, C] in order frame, row, column; sizes that a patch does not divide are padded with zeros."""
+        """Give tokens [B, N, C] in order frame, row, column; sizes no patch divides are zero-padded."""
         sizes = latents_BCTHW.shape[-3:]
         missing = [-size % patch for size, patch in zip(sizes, self.patch_size, strict=True)]
         padded = F.pad(latents_BCTHW, (0, missing[2], 0, missing[1], 0, missing[0]))
-        return self.proj(padded).flatten(2).transpose(1, 2)
+        patches_BCTHW: Tensor = self.proj(padded)
+        return patches_BCTHW.flatten(2).transpose(1, 2)
 
 
 class TimestepEmbedder(nn.Module):
@@ -63,7 +65,8 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(half, device=timestep.device, dtype=torch.float32)
         angles = timestep.float()[..., None] * torch.exp(-math.log(10000.0) * steps / half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(F.pad(sinusoids, (0, self.frequency_size % 2)))
+        embedded: Tensor = self.mlp(F.pad(sinusoids, (0, self.frequency_size % 2)))
+        return embedded
 
 
 class CaptionEmbedder(nn.Module):
@@ -79,7 +82,8 @@ class CaptionEmbedder(nn.Module):
 
     def forward(self, text_BLD: Tensor) -> Tensor:
         """Embed [B, L, D] as [B, L, C], padding included."""
-        return self.y_proj(text_BLD)
+        text_BLC: Tensor = self.y_proj(text_BLD)
+        return text_BLC
 
 
 def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor) -> Tensor:
@@ -94,14 +98,14 @@ def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor) -> Tensor:
         Same shape and dtype as x; computed in float32.
     """
     frames = shift_BTC.shape[1]
-    normed = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS).unflatten(1, (frames, -1))
+    normed: Tensor = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS).unflatten(1, (frames, -1))
     return (normed * (1 + scale_BTC[:, :, None]) + shift_BTC[:, :, None]).flatten(1, 2).to(x_BNC.dtype)
 
 
 def add_gated(x_BNC: Tensor, gate_BTC: Tensor, update_BNC: Tensor) -> Tensor:
     """Residual x + gate * update with one gate per latent frame; summed in float32, returned in x's dtype."""
     frames = gate_BTC.shape[1]
-    gated = gate_BTC[:, :, None] * update_BNC.float().unflatten(1, (frames, -1))
+    gated: Tensor = gate_BTC[:, :, None] * update_BNC.float().unflatten(1, (frames, -1))
     return (x_BNC.float() + gated.flatten(1, 2)).to(x_BNC.dtype)
 
 
@@ -133,7 +137,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform the last axis."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,7 @@ class BlockContext:
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, modulated and gated by the timestep, with a plain cross-attention between."""
+    """Self-attention and feed-forward under the timestep's modulation, a plain cross-attention between."""
 
     def __init__(
         self, hidden_size: int, num_heads: int, mlp_ratio: float, time_dim: int, attend: AttentionFunction
@@ -207,16 +212,11 @@ class FinalLayer(nn.Module):
     def forward(self, x_BNC: Tensor, time_BTE: Tensor) -> Tensor:
         """Project [B, N, C] to float32 [B, N, patch values]."""
         shift, scale = self.adaLN_modulation(time_BTE).float().chunk(2, dim=-1)
-        return self.linear(modulate(x_BNC, shift, scale)).float()
+        patches_BNP: Tensor = self.linear(modulate(x_BNC, shift, scale))
+        return patches_BNP.float()
 
 
 def unpatchify(patches_BNP: Tensor, grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> Tensor:
-    """Patches back to [B, channels, T, H, W]; a patch holds its values in order frame, row, column, channel."""
-    return (
-        patches_BNP.unflatten(1, grid)
-        .unflatten(-1, (*patch_size, -1))
-        .permute(0, 7, 1, 4, 2, 5, 3, 6)
-        .flatten(6, 7)
-        .flatten(4, 5)
-        .flatten(2, 3)
-    )
+    """Lay patches out as [B, channels, T, H, W]; a patch is ordered frame, row, column, channel."""
+    split: Tensor = patches_BNP.unflatten(1, grid).unflatten(-1, (*patch_size, -1))
+    return split.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

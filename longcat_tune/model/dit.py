@@ -1,7 +1,9 @@
 """LongCat-Video's diffusion transformer: one model for text-to-video, image-to-video and continuation.
 
-Parameter names are the released checkpoint's. Source: meituan-longcat/LongCat-Video, longcat_video/modules/longcat_video_dit.py.
-Letters: B batch, C latent channels, T/H/W latent frames, rows, columns, L text tokens, D text width, N video tokens.
+Parameter names are the released checkpoint's. Source: meituan-longcat/LongCat-Video,
+longcat_video/modules/longcat_video_dit.py.
+Letters: B batch, C latent channels, T/H/W latent frames, rows, columns, L text tokens, D text width, N video
+tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class LongCatVideoTransformer(nn.Module):
         adaln_tembed_dim: width of the timestep embedding.
         frequency_embedding_size: sinusoids of the timestep.
         patch_size: latents per token along frames, rows and columns.
-        text_tokens_zero_pad: masked text tokens become zero vectors that are attended to (the released model), instead of
+        text_tokens_zero_pad: masked text tokens become zero vectors that are attended to (the released
+        model), instead of
             being left out.
         attend: the attention kernel of every layer.
     """
@@ -98,7 +101,8 @@ class LongCatVideoTransformer(nn.Module):
         """Predict clean - noise for every latent frame.
 
         Args:
-            latents: [B, C, T, H, W], normalised; condition frames first, clean. With kv_cache only the noise frames.
+            latents: [B, C, T, H, W], normalised; condition frames first, clean. With kv_cache only the noise
+            frames.
             timestep: [B] or [B, T], 1000 sigma; the caller gives condition frames timestep 0.
             text: features [B, L, D].
             mask: [B, L], 1 = token; None attends to all L as they are.

@@ -60,7 +60,9 @@ def rotary_angles(grid: tuple[int, int, int], head_dim: int, *, device: torch.de
     return torch.cat(per_axis, dim=-1).flatten(0, 2)
 
 
-def rotary_table(grid: tuple[int, int, int], head_dim: int, *, device: torch.device | None = None) -> RotaryTable:
+def rotary_table(
+    grid: tuple[int, int, int], head_dim: int, *, device: torch.device | None = None
+) -> RotaryTable:
     """Cosines and sines of `rotary_angles`; the same arguments."""
     angles_Nd = rotary_angles(grid, head_dim, device=device)
     return RotaryTable(angles_Nd.cos(), angles_Nd.sin())

@@ -1,4 +1,4 @@
-"""Golden cases of the official implementation: the full set in ../shared when it is there, else the subset committed here."""
+"""Golden cases of the official implementation: all in ../shared if there, else the subset in data/."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -44,7 +45,9 @@ class Case:
         tolerance = self.entry["tolerance"]
         tolerance = tolerance.get("per_output", {}).get(output, tolerance)
         got, expected = got.detach().double(), expected.double()
-        assert got.shape == expected.shape, f"{self.name} {output}: {tuple(got.shape)} != {tuple(expected.shape)}"
+        assert got.shape == expected.shape, (
+            f"{self.name} {output}: {tuple(got.shape)} != {tuple(expected.shape)}"
+        )
         difference = (got - expected).abs()
         excess = (difference - tolerance["atol"] - tolerance["rtol"] * expected.abs()).max().item()
         assert excess <= 0, f"{self.name} {output}: off by {difference.max().item():.3e}"
@@ -60,6 +63,10 @@ def manifest() -> dict[str, Any]:
 
 def cases(*kinds: str) -> list[Case]:
     return [Case(entry) for entry in manifest()["cases"] if entry["kind"] in kinds]
+
+
+def parametrize(*kinds: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases(*kinds), ids=lambda case: case.name)
 
 
 def build(config: str, zero_pad: bool, dtype: torch.dtype = torch.float32) -> LongCatVideoTransformer:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longcat_tune.flow.loss import flow_loss
 from longcat_tune.flow.noising import add_noise
-from longcat_tune.model.blocks import BlockContext, modulate, unpatchify
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.rope import rotary_angles, rotary_table, rotate
-from tests.golden.cases import Case, cases, text_of
-
-
-def parametrize(*kinds: str):
-    return pytest.mark.parametrize("case", cases(*kinds), ids=lambda case: case.name)
+from tests.golden.cases import Case, parametrize, text_of
 
 
 def forward(case: Case, model: LongCatVideoTransformer, tensors: dict[str, Tensor]) -> Tensor:
@@ -111,8 +103,3 @@ def test_training_objective_equals_official(case: Case) -> None:
     case.check(loss_B, tensors["out.loss_per_sample"])
     case.check(loss_B.mean()[None], tensors["out.loss"])
     check_gradients(case, model, tensors)
-
-
-@parametrize("rope")
-def test_rotary_positions_equal_official(case: Case) -> None:
-    print(case.entry)

@@ -1,0 +1,199 @@
+"""From a checkpoint's name to the loaded transformer: sharded safetensors, strict, one tensor at a time.
+
+Knows the release's folder layout; knows nothing of training, quantization or config.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from longcat_tune.errors import CheckpointError
+from longcat_tune.model.attention import AttentionFunction, sdpa_attention
+from longcat_tune.model.dit import LongCatVideoTransformer
+
+logger = logging.getLogger(__name__)
+
+FLAVOURS = {"final": "meituan-longcat/LongCat-Video"}
+TINY = "tiny"
+TRANSFORMER = "dit"
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "scheduler", TRANSFORMER)
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
+
+CONFIG_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "caption_channels",
+    "mlp_ratio",
+    "adaln_tembed_dim",
+    "frequency_embedding_size",
+    "patch_size",
+    "text_tokens_zero_pad",
+)
+NAMED_AT_MOST = 5
+
+
+def resolve_checkpoint(name_or_path: str | None, *, flavour: str) -> Path:
+    """Find a checkpoint's folder, downloading it when the name is a hub id.
+
+    Args:
+        name_or_path: a local folder, a hub id, or None for the flavour's own.
+        flavour: `final` or `tiny`.
+
+    Returns:
+        The local folder that holds the components.
+
+    Raises:
+        CheckpointError: the folder or the hub id cannot be had.
+    """
+    if name_or_path is None:
+        if flavour == TINY:
+            return Path(str(files("longcat_tune"))) / "assets" / TINY
+        name_or_path = FLAVOURS[flavour]
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name_or_path.count("/") != 1:
+        msg = (
+            f"checkpoint {name_or_path}: no such folder, and not a hub id (owner/name); "
+            "set pretrained_model_name_or_path to the folder that holds " + ", ".join(COMPONENTS)
+        )
+        raise CheckpointError(msg)
+    return _download(name_or_path)
+
+
+def _download(hub_id: str) -> Path:
+    # Imported here: reading a local checkpoint needs no hub client.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    logger.info("Looking up %s on the hub; the first time this downloads about 83 GB", hub_id)
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[f"{name}/*" for name in COMPONENTS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = (
+            f"checkpoint {hub_id}: could not be downloaded ({reason}); check the network and the name, "
+            "or set pretrained_model_name_or_path to a local folder"
+        )
+        raise CheckpointError(msg) from error
+
+
+def read_transformer_config(folder: Path) -> dict[str, Any]:
+    """The architecture fields of a transformer folder's config.json.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or lacks a field.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = f"{path}: missing; a transformer folder holds config.json and its safetensors shards"
+        raise CheckpointError(msg) from error
+    except json.JSONDecodeError as error:
+        msg = f"{path}: not valid JSON (line {error.lineno}); fetch the checkpoint again"
+        raise CheckpointError(msg) from error
+    missing = [name for name in CONFIG_FIELDS if name not in content]
+    if missing:
+        msg = f"{path}: lacks {', '.join(missing)}; is this LongCat-Video's transformer (dit/)?"
+        raise CheckpointError(msg)
+    fields = {name: content[name] for name in CONFIG_FIELDS}
+    fields["patch_size"] = tuple(fields["patch_size"])
+    return fields
+
+
+def load_transformer(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attend: AttentionFunction = sdpa_attention,
+) -> LongCatVideoTransformer:
+    """Build the transformer without memory and fill it from its shards.
+
+    Args:
+        folder: the `dit` folder of a checkpoint.
+        dtype: what every weight is cast to as it is read.
+        device: where the weights go.
+        attend: the attention kernel.
+
+    Returns:
+        The model in evaluation mode, frozen.
+
+    Raises:
+        CheckpointError: a shard is missing or unreadable, or names or shapes differ from the model's.
+    """
+    with torch.device("meta"):
+        model = LongCatVideoTransformer(**read_transformer_config(folder), attend=attend)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    loaded: set[str] = set()
+    unknown: list[str] = []
+    for name, tensor in read_shards(folder):
+        if name not in expected:
+            unknown.append(name)
+            continue
+        if tensor.shape != expected[name]:
+            msg = f"{folder}: {name} has shape {list(tensor.shape)}, the model's is {list(expected[name])}"
+            raise CheckpointError(msg)
+        _assign(model, name, tensor.to(device=device, dtype=dtype))
+        loaded.add(name)
+    missing = sorted(expected.keys() - loaded)
+    for kind, names in (("lacks", missing), ("has unknown", unknown)):
+        if names:
+            shown = ", ".join(names[:NAMED_AT_MOST]) + (", ..." if len(names) > NAMED_AT_MOST else "")
+            msg = f"{folder}: {kind} {len(names)} tensors: {shown}; fetch the checkpoint again"
+            raise CheckpointError(msg)
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a component, shard by shard, with only one tensor in memory.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, or an unreadable one.
+    """
+    for path in _shard_paths(folder):
+        try:
+            yield from _read_shard(path)
+        except FileNotFoundError as error:
+            msg = f"{path}: this shard is missing; fetch the checkpoint again"
+            raise CheckpointError(msg) from error
+        except SafetensorError as error:
+            msg = f"{path}: damaged or incomplete ({error}); fetch it again"
+            raise CheckpointError(msg) from error
+
+
+def _read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as shard:
+        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+            yield name, shard.get_tensor(name)
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    index = folder / INDEX_NAME
+    if index.is_file():
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
+    msg = f"{folder}: holds neither {INDEX_NAME} nor {WEIGHTS_NAME}; fetch the checkpoint again"
+    raise CheckpointError(msg)
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    model.get_submodule(owner_name).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))

@@ -72,6 +72,19 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], metadata
     write_atomically(path, lambda part: part.write_bytes(data))
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder if needed and prove that a file can be put there, before long work counts on it.
+
+    Raises:
+        UserError: the folder cannot be written to or the disk is full.
+    """
+    probe = folder / f"probe.{os.getpid()}{PART_SUFFIX}"
+    with explained_disk_errors(probe):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
+
+
 @contextmanager
 def explained_disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about writing `path` into a message with a remedy.

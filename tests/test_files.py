@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from longcat_tune.errors import UserError
-from longcat_tune.files import write_atomically, write_json_atomically, write_tensors_atomically
+from longcat_tune.files import (
+    require_writable,
+    write_atomically,
+    write_json_atomically,
+    write_tensors_atomically,
+)
 
 
 def refuse(number: int):
@@ -77,6 +82,17 @@ def test_a_file_in_the_place_of_the_folder_is_explained(tmp_path):
     (tmp_path / "cache").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot write x in .*cache: "):
         write_atomically(tmp_path / "cache" / "x", lambda part: part.write_text("1"))
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+    require_writable(tmp_path / "a" / "b")
+    assert names_in(tmp_path / "a" / "b") == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_work_starts(tmp_path):
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(UserError, match=r"cannot write .* in .*cache: "):
+        require_writable(tmp_path / "cache")
 
 
 def test_json_is_readable_text(tmp_path):

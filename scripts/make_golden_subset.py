@@ -14,7 +14,7 @@ from typing import Any
 TARGET = Path(__file__).parents[1] / "tests" / "golden" / "data"
 LIMIT_BYTES = 5_000_000
 LATER_KINDS = {"bsa", "pipeline_refine"}
-# Without these a plain clone would miss a branch: masked condition frames, cached guidance, the uneven schedule.
+# Without these a plain clone would miss masked condition frames and the uneven schedule.
 EXTRA_CASES = {"fwd_A_cond1_mask", "pipe_A_vc_kv_hf"}
 EXTRA_FILES = {"full_config_state_dict.json"}
 

@@ -1,0 +1,83 @@
+"""What to render, and the latents a render starts from; knows no model and no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longcat_tune.types import Bucket, TextFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """One video to render.
+
+    Attributes:
+        name: short, safe in a file name, unique in its set.
+        prompt: what to show.
+        negative_prompt: what guidance moves away from; may be empty.
+        size: width, height and number of frames.
+        num_steps: model evaluations.
+        guidance: 1 evaluates once a step, more twice.
+        seed: of the starting noise.
+        start_image: the first frame of an image-to-video render; None renders from text alone.
+    """
+
+    name: str
+    prompt: str
+    negative_prompt: str
+    size: Bucket
+    num_steps: int
+    guidance: float
+    seed: int
+    start_image: Path | None = None
+
+    @property
+    def file_stem(self) -> str:
+        """`<name>_<W>x<H>_<seed>`."""
+        return f"{self.name}_{self.size.width}x{self.size.height}_{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """A request with everything encoded, so that rendering needs only the transformer and the decoder.
+
+    Attributes:
+        request: what to render.
+        prompt: features of its prompt.
+        negative: features of its negative prompt.
+        cond_CKHW: clean latents of the first frames, normalised; None for text-to-video.
+    """
+
+    request: RenderRequest
+    prompt: TextFeatures
+    negative: TextFeatures
+    cond_CKHW: Tensor | None = None
+
+    @property
+    def num_cond_latents(self) -> int:
+        """Leading latent frames that are given."""
+        return 0 if self.cond_CKHW is None else self.cond_CKHW.shape[1]
+
+
+def starting_latents(encoded: EncodedRequest, *, channels: int) -> Tensor:
+    """Noise from the request's seed, with its clean condition latents in front.
+
+    The noise is drawn on the CPU from a generator of its own: it is the same on every device and leaves the
+    training's random numbers alone.
+
+    Args:
+        encoded: the request.
+        channels: latent channels.
+
+    Returns:
+        Float32 [1, channels, T, H, W] on the CPU.
+    """
+    generator = torch.Generator().manual_seed(encoded.request.seed)
+    latents_BCTHW = torch.randn((1, channels, *encoded.request.size.latent_shape), generator=generator)
+    if encoded.cond_CKHW is not None:
+        latents_BCTHW[0, :, : encoded.num_cond_latents] = encoded.cond_CKHW.float()
+    return latents_BCTHW

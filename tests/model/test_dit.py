@@ -1,0 +1,69 @@
+"""Promises of the transformer beyond the golden numbers: text under the mask, autocast, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longcat_tune.model.dit import LongCatVideoTransformer
+
+
+def small_model(**changes: object) -> LongCatVideoTransformer:
+    torch.manual_seed(0)
+    return LongCatVideoTransformer(4, 4, 32, 2, 2, 8, 4, 16, 16, **changes).eval()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 3, 4, 4, generator=generator)
+    text = torch.randn(2, 6, 8, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
+    return latents, torch.tensor([900.0, 300.0]), text, mask
+
+
+@pytest.mark.parametrize("zero_pad", [True, False])
+def test_text_under_the_mask_does_not_matter(zero_pad: bool) -> None:
+    model, (latents, timestep, text, mask) = small_model(text_tokens_zero_pad=zero_pad), inputs()
+    junk = torch.where(mask[..., None].bool(), text, torch.full_like(text, 9.0))
+    torch.testing.assert_close(
+        model(latents, timestep, text, mask), model(latents, timestep, junk, mask), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_the_number_of_zero_pads_does_matter() -> None:
+    model, (latents, timestep, text, mask) = small_model(), inputs()
+    shorter = model(latents, timestep, text[:, :4], mask[:, :4])
+    assert (model(latents, timestep, text, mask) - shorter).abs().max() > 1e-3
+
+
+def test_noise_frames_never_reach_condition_frames() -> None:
+    model, (latents, timestep, text, mask) = small_model(), inputs()
+    timestep_BT = timestep[:, None].repeat(1, 3)
+    timestep_BT[:, 0] = 0
+    changed = latents.clone()
+    changed[:, :, 1:] += 1
+    first = model(latents, timestep_BT, text, mask, num_cond_latents=1)
+    second = model(changed, timestep_BT, text, mask, num_cond_latents=1)
+    assert torch.equal(first[:, :, 0], second[:, :, 0])
+    assert not torch.allclose(first[:, :, 1:], second[:, :, 1:])
+
+
+def test_autocast_does_not_reach_the_float32_islands() -> None:
+    model, (latents, timestep, text, mask) = small_model().bfloat16(), inputs()
+    plain = model(latents, timestep, text, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = model(latents, timestep, text, mask)
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(plain, under_autocast)
+
+
+def test_odd_latents_are_refused() -> None:
+    _, timestep, text, mask = inputs()
+    with pytest.raises(ValueError, match=r"latents W \(5\) must be a multiple of the patch size 2"):
+        small_model()(torch.zeros(2, 4, 3, 4, 5), timestep, text, mask)
+
+
+def test_a_cache_without_condition_frames_is_refused() -> None:
+    latents, timestep, text, mask = inputs()
+    with pytest.raises(ValueError, match="num_cond_latents"):
+        small_model()(latents, timestep, text, mask, kv_cache={})

@@ -10,23 +10,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from longcat_tune.config.schema import (
-    FromRun,
-    Later,
-    Section,
+from longcat_tune.config.data import (
+    CAPTION_STRATEGY_LATER,
+    CAPTION_STRATEGY_NAMES,
+    CaptionStrategy,
+    DataSection,
+    ResolutionType,
 )
-from longcat_tune.config.values import check_num_frames, one_or_many, synonyms
+from longcat_tune.config.schema import FromRun, Instead, Later, Section
+from longcat_tune.config.values import as_list, check_num_frames, synonyms
 
 DatasetType = Literal["video", "image", "conditioning", "eval", "text_embeds"]
-ResolutionType = Literal["pixel", "pixel_area", "area"]
-CaptionStrategy = Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl"]
 BucketTable = Literal["official_480p", "official_720p"]
 
-DEFAULT_RESOLUTION = 480.0
-DEFAULT_RESOLUTION_TYPE: ResolutionType = "pixel"
-DEFAULT_CAPTION_STRATEGY: CaptionStrategy = "textfile"
-
-_LATER_DATA = "the dataset stage adds it"
+_RUN = DataSection()
+_LATER = "the dataset stage adds it"
 
 
 class VideoOptions(Section):
@@ -43,15 +41,13 @@ class VideoOptions(Section):
     max_frames: int | None = Field(
         default=None,
         ge=1,
-        description="Longest clip under resolution_frames; longer ones are cut to it. null: num_frames where "
-        "it is set, "
-        "else no limit.",
+        description="Longest clip under resolution_frames; longer ones are cut to it. null: num_frames "
+        "where it is set, else no limit.",
     )
     bucket_strategy: Literal["aspect_ratio", "resolution_frames"] = Field(
         default="aspect_ratio",
         description="aspect_ratio: every clip has num_frames; resolution_frames: clips keep their length, "
-        "rounded down to "
-        "frame_interval, in buckets such as 480x832@93.",
+        "rounded down to frame_interval, in buckets such as 480x832@93.",
     )
     frame_interval: int = Field(
         default=4,
@@ -59,12 +55,11 @@ class VideoOptions(Section):
         description="Step of clip lengths under resolution_frames, rounded up to a multiple of 4.",
     )
     clip_selection: Annotated[
-        Literal["start", "middle", "random", "all"], Later(_LATER_DATA, available=("start", "middle"))
+        Literal["start", "middle", "random", "all"], Later(_LATER, available=("start", "middle"))
     ] = Field(
         default="start",
         description="Which part of a longer video is used: start, middle, random (another window per epoch) "
-        "or all "
-        "(consecutive windows).",
+        "or all (consecutive windows).",
     )
     continuation_frames: Annotated[int | None, Later("the dataset stage adds continuation training")] = Field(
         default=None,
@@ -92,34 +87,32 @@ class DatasetEntry(Section):
     """One dataset, after the run's defaults were filled in."""
 
     id: str = Field(
-        pattern=r"^[A-Za-z0-9._-]+$", description="Unique name; letters, digits, dot, underscore and dash."
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="Unique name; letters, digits, dot, underscore and dash.",
     )
-    type: Literal["local"] = Field(
-        default="local", description="Where the files are; only local folders are read."
-    )
-    dataset_type: DatasetType = Field(
+    type: Annotated[
+        Literal["local"],
+        Instead({"aws": "local", "csv": "local", "huggingface": "local", "webshart": "local"}),
+    ] = Field(default="local", description="Where the files are; only local folders are read.")
+    dataset_type: Annotated[
+        DatasetType, Instead({"image_embeds": "video", "conditioning_image_embeds": "conditioning"})
+    ] = Field(
         default="video",
         description="video or image: trained on; conditioning: start images of other entries; eval: only "
-        "rendered and "
-        "evaluated; text_embeds: names the folder of cached text features.",
+        "rendered and evaluated; text_embeds: names the folder of cached text features.",
     )
     disabled: bool = Field(default=False, description="Leave the entry out.")
     instance_data_dir: Path = Field(
         default=Path(),
         description="Folder of the files, scanned with its subfolders; relative to the data file or to the "
-        "working "
-        "folder. Required, except for text_embeds.",
+        "working folder. Required, except for text_embeds.",
     )
     caption_strategy: Annotated[
-        CaptionStrategy | None,
-        synonyms({"instance_prompt": "instanceprompt"}),
-        FromRun("caption_strategy"),
-        Later(_LATER_DATA, available=("textfile", "filename", "instanceprompt", None)),
+        CaptionStrategy | None, CAPTION_STRATEGY_NAMES, FromRun(), CAPTION_STRATEGY_LATER
     ] = Field(
-        default=DEFAULT_CAPTION_STRATEGY,
-        description="textfile: the .txt of the same name; filename: the name with underscores as spaces; "
-        "instanceprompt: instance_prompt for every clip; parquet, csv, jsonl: a table; null: no captions "
-        "(conditioning entries never have any).",
+        default=_RUN.caption_strategy,
+        description="As in the run's config, or null for no captions at all: every clip trains on the empty "
+        "prompt. Conditioning entries never have captions.",
     )
     instance_prompt: str | None = Field(
         default=None, description="The caption of every clip under instanceprompt."
@@ -127,29 +120,27 @@ class DatasetEntry(Section):
     disable_multiline_split: bool = Field(
         default=False, description="Read a .txt as one caption instead of one per line."
     )
-    caption_shuffle: Annotated[dict[str, Any] | None, Later(_LATER_DATA)] = Field(
+    caption_shuffle: Annotated[dict[str, Any] | None, Later(_LATER)] = Field(
         default=None, description="Shuffled variants of tag captions."
     )
-    resolution: Annotated[float, FromRun("resolution")] = Field(
-        default=DEFAULT_RESOLUTION,
+    resolution: Annotated[float, FromRun()] = Field(
+        default=_RUN.resolution,
         gt=0,
         description="Target size in the unit of resolution_type.",
     )
-    resolution_type: Annotated[ResolutionType, FromRun("resolution_type")] = Field(
-        default=DEFAULT_RESOLUTION_TYPE,
+    resolution_type: Annotated[ResolutionType, FromRun()] = Field(
+        default=_RUN.resolution_type,
         description="pixel: length of the shorter edge; pixel_area: edge of the square of the same area; "
-        "area: "
-        "megapixels.",
+        "area: megapixels.",
     )
     is_i2v: bool = Field(
         default=False,
         description="Image-to-video: the first frame is given, clean. May also stand inside video.",
     )
-    conditioning_data: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
+    conditioning_data: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         default=(),
         description="Ids of conditioning entries; a clip's partner has the same relative path and name with "
-        "any image "
-        "extension. Empty with is_i2v: the clip's own first frame.",
+        "any image extension. Empty with is_i2v: the clip's own first frame.",
     )
     cache_dir: Path | None = Field(
         default=None, description="Of a text_embeds entry: folder of the cached text features."
@@ -157,44 +148,42 @@ class DatasetEntry(Section):
     cache_dir_vae: Path | None = Field(
         default=None,
         description="Folder of the cached latents, relative to the working folder; entries may share one. "
-        "null: "
-        "output_dir/cache/vae/<id>.",
+        "null: output_dir/cache/vae/<id>.",
     )
     crop: bool = Field(
         default=True,
         description="Clips are resized to cover their bucket and cropped to it; false means the same, "
-        "because a bucket "
-        "has the clip's own aspect ratio.",
+        "because a bucket has the clip's own aspect ratio.",
     )
     crop_style: Annotated[
-        Literal["center", "corner", "random", "face"], synonyms({"centre": "center"}), Later(_LATER_DATA)
+        Literal["center", "corner", "random", "face"], synonyms({"centre": "center"}), Later(_LATER)
     ] = Field(default="center", description="Which part the crop keeps.")
-    crop_aspect: Annotated[Literal["preserve", "square", "closest", "random"], Later(_LATER_DATA)] = Field(
+    crop_aspect: Annotated[Literal["preserve", "square", "closest", "random"], Later(_LATER)] = Field(
         default="preserve", description="preserve: the bucket nearest to the clip's own aspect ratio."
     )
     repeats: int = Field(
         default=0, ge=0, description="Extra uses: a clip is used repeats + 1 times an epoch."
     )
-    probability: Annotated[float, Later(_LATER_DATA)] = Field(
+    probability: Annotated[float, Later(_LATER)] = Field(
         default=1.0, ge=0, description="Weight of the dataset among the others."
     )
-    max_num_samples: Annotated[int | None, Later(_LATER_DATA)] = Field(
+    max_num_samples: Annotated[int | None, Later(_LATER)] = Field(
         default=None, ge=1, description="Use only this many clips, chosen by the seed."
     )
-    start_step: Annotated[int, Later(_LATER_DATA)] = Field(
+    start_step: Annotated[int, Later(_LATER)] = Field(
         default=0, ge=0, description="First step that uses the dataset."
     )
-    end_step: Annotated[int | None, Later(_LATER_DATA)] = Field(
+    end_step: Annotated[int | None, Later(_LATER)] = Field(
         default=None, ge=1, description="Last step that uses the dataset."
     )
-    task_mix: Annotated[dict[str, float] | None, Later(_LATER_DATA)] = Field(
+    task_mix: Annotated[dict[str, float] | None, Later(_LATER)] = Field(
         default=None, description='Shares of tasks, such as {"t2v": 0.5, "i2v": 0.5}.'
     )
     minimum_image_size: float | None = Field(
         default=None,
         gt=0,
-        description="Refuse smaller clips; in the unit of resolution_type (pixel and pixel_area: the shorter "
-        "edge).",
+        description="Refuse smaller clips; in the unit of resolution_type (pixel and pixel_area: the "
+        "shorter edge).",
     )
     minimum_aspect_ratio: float | None = Field(
         default=None, gt=0, description="Refuse clips with width / height below."
@@ -210,14 +199,12 @@ class DatasetEntry(Section):
     bucket_table: BucketTable | None = Field(
         default=None,
         description="null: the 64-pixel grid; official_480p, official_720p: the sizes the model's authors "
-        "train at "
-        "(multiples of 32, 832x480 among them).",
+        "train at (multiples of 32, 832x480 among them).",
     )
     allow_short: bool = Field(
         default=False,
         description="Under aspect_ratio, train clips shorter than num_frames at their own 4k + 1 length "
-        "instead of "
-        "refusing them.",
+        "instead of refusing them.",
     )
     video: VideoOptions = Field(default=VideoOptions(), description="How frames are taken from a video.")
 

@@ -1,11 +1,13 @@
 """What every section is made of: a frozen strict model, and the marks a field can carry.
 
-Knows nothing of files or of particular keys; config.load and the docs read the marks.
+Knows nothing of files or of particular keys; config.load, the command line and the docs read the marks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, no infinities."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,18 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class FromRun:
-    """Marks a dataset field that takes the run's value when the entry does not set it.
+class Instead:
+    """Marks a field with values of SimpleTuner that will never be known here.
 
     Attributes:
-        key: the key of config.json; the dataset key has the same name and default.
+        nearest: for such a value, the one to use.
+        otherwise: the one to use for all that are not listed.
     """
 
-    key: str
+    nearest: Mapping[str, str] = MappingProxyType({})
+    otherwise: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FromRun:
+    """Marks a dataset field that takes the run's value of the same name when the entry does not set it."""

@@ -1,0 +1,76 @@
+"""Section data: where the datasets are described, and what their entries inherit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from longcat_tune.config.schema import Later, Section
+from longcat_tune.config.values import synonyms
+
+ResolutionType = Literal["pixel", "pixel_area", "area"]
+CaptionStrategy = Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl"]
+
+CAPTION_STRATEGY_NAMES = synonyms({"instance_prompt": "instanceprompt"})
+CAPTION_STRATEGY_LATER = Later(
+    "caption tables come with the dataset stage", available=("textfile", "filename", "instanceprompt", None)
+)
+BUCKET_GRID = 64
+
+logger = logging.getLogger(__name__)
+
+
+def keep_bucket_grid(value: object) -> int:
+    """Replace another alignment, with a warning."""
+    if str(value) != str(BUCKET_GRID):
+        logger.warning(
+            "aspect_bucket_alignment: %s is replaced by %d, which the model needs", value, BUCKET_GRID
+        )
+    return BUCKET_GRID
+
+
+class DataSection(Section):
+    """What all datasets share."""
+
+    data_backend_config: Path | None = Field(
+        default=None,
+        description="The file that lists the datasets (multidatabackend.json), relative to this file or to "
+        "the working folder; needed to train and to cache.",
+    )
+    resolution: float = Field(
+        default=480.0, gt=0, description="Size that clips are brought to, in the unit of resolution_type."
+    )
+    resolution_type: ResolutionType = Field(
+        default="pixel",
+        description="pixel: length of the shorter edge; pixel_area: edge of the square with the same area; "
+        "area: megapixels.",
+    )
+    aspect_bucket_alignment: Annotated[Literal[64], BeforeValidator(keep_bucket_grid)] = Field(
+        default=64,
+        description="Grid of bucket sizes in pixels; always 64, another value is replaced with a warning.",
+    )
+    framerate: float = Field(
+        default=30.0,
+        gt=0,
+        description="Frames per second that clips are resampled to. The model's authors train their 480p "
+        "stage at 15, the 720p one at 30.",
+    )
+    caption_strategy: Annotated[CaptionStrategy, CAPTION_STRATEGY_NAMES, CAPTION_STRATEGY_LATER] = Field(
+        default="textfile",
+        description="textfile: the .txt of the same name; filename: the name with underscores as spaces; "
+        "instanceprompt: one caption for all; parquet, csv, jsonl: a table.",
+    )
+    caption_dropout_probability: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of clips trained on the empty prompt, which guidance needs.",
+    )
+    video_backend: Literal["auto", "pyav", "decord"] = Field(
+        default="auto",
+        description="Reader of video files. auto takes pyav, exact by presentation time; decord seeks "
+        "faster in some files and is refused on those where it returns wrong frames.",
+    )

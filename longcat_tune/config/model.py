@@ -1,0 +1,117 @@
+"""Section model: which weights, in which precision, on which attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from longcat_tune.config.schema import Instead, Later, Section
+from longcat_tune.config.values import synonyms
+
+QuantizedPrecision = Literal["int8-quanto", "int4-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao"]
+WeightPrecision = Literal["bf16", "fp32"] | QuantizedPrecision
+
+_QUANTIZED_LATER = Later("quantized weights come with the memory stage", available=("fp32",))
+_PRECISION_NAMES = synonyms({"no_change": "bf16", "default": "bf16"})
+_PRECISION_INSTEAD = Instead(
+    nearest={
+        "fp16": "bf16",
+        "fp8uz-quanto": "fp8-quanto",
+        "int8dq-torchao": "int8-torchao",
+        "fp8wo-torchao": "fp8-torchao",
+        "fp8-native": "fp8-torchao",
+        "fp8-transformerengine": "fp8-torchao",
+        "fp8-sdnq": "fp8-quanto",
+        "int8-sdnq": "int8-quanto",
+        "uint8-sdnq": "int8-quanto",
+        **dict.fromkeys(("int16-sdnq", "uint16-sdnq", "fp16-sdnq"), "bf16"),
+    },
+    otherwise="int4-quanto",
+)
+
+
+class ModelSection(Section):
+    """Which weights are trained on, and how they are held."""
+
+    model_type: Annotated[Literal["lora"], Instead({"full": "lora"})] = Field(
+        default="lora", description="What is trained; only LoRA, because the 13.6B base stays frozen."
+    )
+    model_family: Literal["longcat_video"] = Field(
+        default="longcat_video", description="The one family known here."
+    )
+    model_flavour: Literal["final", "tiny"] = Field(
+        default="final",
+        description="final: meituan-longcat/LongCat-Video; tiny: the embedded miniature with the same "
+        "architecture, for trying things out.",
+    )
+    pretrained_model_name_or_path: str | None = Field(
+        default=None, description="Folder or hub id of a checkpoint. null: chosen by the flavour."
+    )
+    pretrained_transformer_model_name_or_path: str | None = Field(
+        default=None, description="Folder or hub id of another transformer. null: the checkpoint's."
+    )
+    pretrained_vae_model_name_or_path: str | None = Field(
+        default=None, description="Folder or hub id of another VAE. null: the checkpoint's."
+    )
+    pretrained_text_encoder_model_name_or_path: str | None = Field(
+        default=None, description="Folder or hub id of another text encoder. null: the checkpoint's."
+    )
+    base_model_precision: Annotated[
+        WeightPrecision, _PRECISION_NAMES, _QUANTIZED_LATER, _PRECISION_INSTEAD
+    ] = Field(
+        default="bf16",
+        description="How the frozen base weights are held. no_change means bf16, the released precision; "
+        "the quantized ones need less memory.",
+    )
+    text_encoder_1_precision: Annotated[
+        WeightPrecision, _PRECISION_NAMES, _QUANTIZED_LATER, _PRECISION_INSTEAD
+    ] = Field(
+        default="bf16", description="How the text encoder's weights are held while captions are encoded."
+    )
+    vae_dtype: Annotated[Literal["bf16", "fp32"], _PRECISION_NAMES, Instead({"fp16": "bf16"})] = Field(
+        default="bf16", description="Precision of encoding clips and decoding renders."
+    )
+    mixed_precision: Annotated[Literal["bf16", "no"], Instead({"fp16": "bf16", "fp8": "bf16"})] = Field(
+        default="bf16", description="Precision of the training computation; no: float32, slow."
+    )
+    quantize_via: Annotated[
+        Literal["cpu", "accelerator"], Later("it comes with quantized weights"), Instead({"pipeline": "cpu"})
+    ] = Field(default="cpu", description="Where weights are quantized.")
+    text_encoder: Literal["auto", "umt5", "qwen2_5_vl"] = Field(
+        default="auto",
+        description="auto: what the checkpoint was trained with (the released one: UMT5-XXL); umt5 or "
+        "qwen2_5_vl for checkpoints built with it.",
+    )
+    text_encoder_zero_pad: bool = Field(
+        default=False,
+        description="Allow a text encoder narrower than the model's captions, its features padded with "
+        "zeros; the weights have never seen such input.",
+    )
+    attention_implementation: Annotated[
+        Literal["auto", "block_sparse", "sdpa", "flash", "flash3", "xformers", "sage", "math"],
+        synonyms(
+            {
+                "diffusers": "sdpa",
+                "native": "sdpa",
+                "native-efficient": "sdpa",
+                "native-flash": "sdpa",
+                "cudnn": "sdpa",
+                "native-math": "math",
+                "flash-attn-2-hub": "flash",
+                "flash-attn-hub": "flash",
+                "flash-attn-3": "flash3",
+                "flash-attn-3-hub": "flash3",
+                "sageattention": "sage",
+            },
+            log=True,
+        ),
+        Later(
+            "other attention kernels come with the memory and block-sparse stages", available=("sdpa", "math")
+        ),
+        Instead({"sla": "block_sparse", "flex": "sdpa"}),
+    ] = Field(
+        default="auto",
+        description="auto: on CUDA block-sparse for clips of the 720p class, else the fastest dense kernel; "
+        "math: slow and exact.",
+    )

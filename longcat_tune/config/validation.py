@@ -1,0 +1,82 @@
+"""Section validation: what is rendered during a run, when, and how large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from longcat_tune.config.schema import Later, Section
+from longcat_tune.config.values import FrameSize, check_num_frames, frame_sizes
+
+_LATER = Later("it comes with the validation stage")
+
+
+class ValidationSection(Section):
+    """Renders and evaluation."""
+
+    validation_step_interval: int = Field(
+        default=100, ge=0, description="Render every so many steps; 0: never."
+    )
+    validation_epoch_interval: int | None = Field(
+        default=None, ge=1, description="Render after every so many epochs, too."
+    )
+    validation_on_startup: bool = Field(
+        default=True, description="Render before the first step: the base model, to compare with."
+    )
+    validation_prompt: str | None = Field(default=None, description="Prompt of the render.")
+    validation_negative_prompt: str = Field(default="", description="What guidance steers away from.")
+    validation_prompt_library: Annotated[bool, _LATER] = Field(
+        default=False, description="Render built-in prompts, too."
+    )
+    user_prompt_library: Annotated[Path | None, _LATER] = Field(
+        default=None, description="JSON file of prompt ids and prompts to render, too."
+    )
+    validation_resolution: Annotated[
+        tuple[FrameSize, ...],
+        BeforeValidator(frame_sizes),
+        PlainSerializer(lambda sizes: [str(size) for size in sizes], when_used="json"),
+    ] = Field(
+        default=(FrameSize(480, 832),),
+        description="WIDTHxHEIGHT in pixels, or several with commas or as a list; both sides divisible by "
+        "16.",
+    )
+    validation_num_video_frames: Annotated[int, BeforeValidator(check_num_frames)] = Field(
+        default=93, ge=1, description="Frames of a render; 4k + 1."
+    )
+    validation_num_inference_steps: int = Field(
+        default=40, ge=1, description="Denoising steps; 35 to 45 to judge quality, fewer for a quick look."
+    )
+    validation_guidance: float = Field(
+        default=4.0,
+        ge=0,
+        description="Strength of the prompt; 3.5 to 5 works well. At 1 or below one pass per step suffices.",
+    )
+    validation_seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of the first noise.")
+    validation_using_datasets: bool = Field(
+        default=False, description="Render the captions (and start frames) of eval_dataset_id."
+    )
+    eval_dataset_id: str | None = Field(
+        default=None,
+        description="Id of the held-out dataset that renders and evaluation take their samples from.",
+    )
+    num_eval_images: int = Field(default=4, ge=1, description="Samples taken from eval_dataset_id.")
+    eval_steps_interval: Annotated[int | None, Later("evaluation comes with the training stage")] = Field(
+        default=None, ge=1, description="Measure the loss on eval_dataset_id every so many steps."
+    )
+    validation_preview: Annotated[bool, _LATER] = Field(
+        default=False, description="Show small frames while a render is being made."
+    )
+    validation_preview_steps: Annotated[int, _LATER] = Field(
+        default=1, ge=1, description="Denoising steps between two previews."
+    )
+
+    @model_validator(mode="after")
+    def _datasets_need_an_id(self) -> Self:
+        if self.validation_using_datasets and self.eval_dataset_id is None:
+            raise ValueError(
+                "eval_dataset_id (null) must name a dataset when validation_using_datasets is true; "
+                "set it to the id of your validation split"
+            )
+        return self

@@ -113,8 +113,8 @@ class BucketSampler:
 
     def epoch(self, epoch: int) -> list[BatchPlan]:
         """Plan the batches of this process for one epoch."""
-        # Two generators, so that another caption_dropout or caption count leaves the order as it is. A text seed
-        # is hashed: the same on every machine, and neighbouring epochs have nothing in common.
+        # Two generators, so that another caption_dropout or caption count leaves the order as it is. A text
+        # seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
         order = random.Random(f"order/{self.seed}/{epoch}")
         captions = random.Random(f"captions/{self.seed}/{epoch}")
         batches = [batch for group in self._groups() for batch in self._shuffled_batches(group, order)]

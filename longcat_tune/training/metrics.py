@@ -1,0 +1,122 @@
+"""What is measured in a step, and events.jsonl: the one record that console, trackers and web UI read.
+
+Knows nothing of how steps are made or shown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+
+from longcat_tune.files import explained_disk_errors
+
+logger = logging.getLogger(__name__)
+
+EventName = Literal["run_start", "resume", "step", "validation", "checkpoint", "run_end", "error"]
+"""Every kind of line in events.jsonl. Each holds `event` and `time` (seconds since 1970), and:
+
+run_start: what the run was turned into: max_steps, clips, device, versions.
+resume: step and folder that the run goes on from.
+step: the fields of StepMetrics.
+validation: step and the files rendered.
+checkpoint: step and folder.
+run_end: step and how it ended: finished or interrupted.
+error: kind and message, as the user saw it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimizer step is logged with.
+
+    Attributes:
+        step: its number, from 1.
+        epoch: from 0.
+        loss: mean over its micro batches.
+        learning_rate: the one it was made with.
+        grad_norm: of all trained weights together, before clipping.
+        sigma_mean: over its samples.
+        samples: clips trained on.
+        seconds: wall time, loading included; saving and rendering not.
+        memory_gib: peak so far, as `peak_memory_gib`.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    sigma_mean: float
+    samples: int
+    seconds: float
+    memory_gib: float
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Give the most memory that was held at once so far: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # Imported here because Windows lacks it.
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class EventLog:
+    """Appends events to a JSON-lines file; each is on its way to the disk when `write` returns.
+
+    Args:
+        path: created when missing. Half a line at its end, left by a killed run, is removed.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with explained_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: one line is one write, so that a kill can tear at most the last one.
+            self._file = path.open("ab", buffering=0)
+            _drop_half_line(path)
+
+    def write(self, event: EventName, **fields: Any) -> None:
+        """Append one event.
+
+        Args:
+            event: its kind.
+            **fields: JSON values; finite numbers only.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, allow_nan=False)
+        with explained_disk_errors(self.path):
+            self._file.write(line.encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            logger.info("%s: removed half an event that a killed run left at its end", path)
+            file.truncate(whole)

@@ -1,0 +1,113 @@
+"""A model of a few numbers with the transformer's signature, and batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+
+from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.training.interfaces import LoopHooks, LoopState
+from longcat_tune.training.loop import LoopParts
+from longcat_tune.training.metrics import StepMetrics
+from longcat_tune.training.optimizers import build_adamw, build_schedule
+from longcat_tune.types import Batch
+
+
+class ToyModel(nn.Module):
+    """Mixes channels by a learned matrix, adds text and time; dropout as in a LoRA."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        generator = Generator().manual_seed(0)
+        self.mix = nn.Parameter(torch.randn(4, 4, generator=generator) * 0.1)
+        self.time = nn.Parameter(torch.zeros(4))
+        self.text = nn.Parameter(torch.randn(4, 6, generator=generator) * 0.1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, *, num_cond_latents: int = 0
+    ) -> Tensor:
+        assert timestep[:, :num_cond_latents].eq(0).all()
+        mixed = torch.einsum("dc,bcthw->bdthw", self.mix, self.dropout(latents))
+        caption = (text * mask[..., None]).mean(1) @ self.text.T
+        time = self.time[None, :, None] * timestep[:, None] / 1000
+        return mixed + (caption[..., None] + time)[..., None, None]
+
+
+@dataclass(frozen=True)
+class ToyGroup:
+    batches: tuple[Batch, ...]
+    epoch: int
+    cursor: tuple[int, ...]
+
+
+def batch(number: int, *, samples: int = 1, cond: int = 0, dtype: torch.dtype = torch.bfloat16) -> Batch:
+    generator = Generator().manual_seed(number)
+    return Batch(
+        latents_BCTHW=torch.randn(samples, 4, 3, 2, 2, generator=generator).to(dtype),
+        text_BLD=torch.randn(samples, 5, 6, generator=generator),
+        mask_BL=torch.ones(samples, 5, dtype=torch.long),
+        num_cond_latents=cond,
+        clip_ids=tuple(f"clips/{number}-{sample}.mp4" for sample in range(samples)),
+    )
+
+
+def groups(start: int = 0, *, accumulation: int = 2, steps_per_epoch: int = 3) -> Iterator[ToyGroup]:
+    """Endless; the cursor is the number of groups before it."""
+    number = start
+    while True:
+        first = number * accumulation
+        yield ToyGroup(
+            tuple(batch(first + i, samples=1 + i % 2, cond=i % 2) for i in range(accumulation)),
+            number // steps_per_epoch,
+            (number + 1,),
+        )
+        number += 1
+
+
+def parts(model: nn.Module | None = None, *, warmup: int = 4, completed: int = 0) -> LoopParts:
+    model = ToyModel() if model is None else model
+    optimizer = build_adamw(model.parameters(), learning_rate=1e-2)
+    schedule = build_schedule(
+        "constant_with_warmup", optimizer, warmup_steps=warmup, completed_steps=completed
+    )
+    return LoopParts(model, optimizer, schedule, Accelerator(cpu=True), SigmaDensity().sample)
+
+
+@dataclass
+class Recorder:
+    """Hooks that remember in which order they were called."""
+
+    calls: list[tuple[str, int]]
+    metrics: list[StepMetrics]
+    states: list[LoopState]
+
+    def hooks(self) -> LoopHooks:
+        return LoopHooks(save=self.save, validate=self.validate, on_step=self.metrics.append)
+
+    def save(self, state: LoopState) -> None:
+        self.calls.append(("save", state.step))
+        self.states.append(state)
+
+    def validate(self, step: int) -> None:
+        self.calls.append(("validate", step))
+
+    @property
+    def saves(self) -> list[int]:
+        return [step for name, step in self.calls if name == "save"]
+
+    @property
+    def renders(self) -> list[int]:
+        return [step for name, step in self.calls if name == "validate"]
+
+
+def recorder() -> Recorder:
+    return Recorder([], [], [])
+
+
+def with_latents(clean: Batch, value: float) -> Batch:
+    return replace(clean, latents_BCTHW=torch.full_like(clean.latents_BCTHW, value))

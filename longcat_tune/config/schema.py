@@ -6,8 +6,7 @@ Knows nothing of files or of particular keys; config.load, the command line and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,7 +39,7 @@ class Instead:
         otherwise: the one to use for all that are not listed.
     """
 
-    nearest: Mapping[str, str] = MappingProxyType({})
+    nearest: Mapping[str, str] = field(default_factory=dict)
     otherwise: str | None = None
 
 

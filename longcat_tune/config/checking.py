@@ -1,0 +1,126 @@
+"""Steps that both files go through: bring keys to our spelling, build a section, collect what is wrong.
+
+Knows neither file; config.load drives it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from longcat_tune.config.foreign import ForeignKeys
+from longcat_tune.config.problems import located, nearest, not_available_yet, raise_all, translate
+from longcat_tune.config.schema import Section
+from longcat_tune.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+@dataclass
+class Findings:
+    """What is wrong with the files so far, and what had no effect."""
+
+    problems: list[ConfigError] = field(default_factory=list)
+    without_effect: dict[str, None] = field(default_factory=dict)
+
+    def add(self, message: str) -> None:
+        """Note a problem."""
+        self.problems.append(ConfigError(message))
+
+    def settle(self, where: str) -> None:
+        """Warn of keys without effect, once; then raise what is wrong.
+
+        Raises:
+            ConfigError: all problems in one message.
+        """
+        if self.without_effect:
+            logger.warning(
+                "%s: SimpleTuner keys that have no meaning here had no effect: %s",
+                where,
+                ", ".join(sorted(self.without_effect)),
+            )
+        raise_all(self.problems)
+
+
+def sort_keys(
+    raw: Mapping[str, Any], *, known: Mapping[str, Any], foreign: ForeignKeys, where: str, findings: Findings
+) -> dict[str, Any]:
+    """Bring keys to our spelling and keep those that are ours; note the others.
+
+    Args:
+        raw: keys as written, dashes and all.
+        known: our keys.
+        foreign: other spellings, and keys of SimpleTuner.
+        where: names the source in messages.
+        findings: takes unknown keys, and foreign ones with and without effect.
+    """
+    values: dict[str, Any] = {}
+    written: dict[str, str] = {}
+    for name, value in raw.items():
+        spelled = name.removeprefix("--").replace("-", "_")
+        key = foreign.aliases.get(spelled, spelled)
+        if key in known and key in values:
+            findings.add(f"{where}: {key} is given twice, as {written[key]} and as {name}; keep one")
+        elif key in known:
+            values[key], written[key] = value, name
+        elif key in foreign.consequences and foreign.consequences[key].matters(value):
+            findings.add(
+                f"{located(where, key, value)} does not exist here; {foreign.consequences[key].instead}"
+            )
+        elif key in foreign.names():
+            findings.without_effect[key] = None
+        else:
+            close = nearest(key, [*known, *foreign.aliases])
+            remedy = f"did you mean {close}?" if close else "docs/config.md lists all keys"
+            findings.add(f"{located(where, key, value)} is not a known key; {remedy}")
+    return values
+
+
+def validate(
+    model: type[SectionT],
+    given: Mapping[str, Any],
+    *,
+    where: Mapping[str, str],
+    default_where: str,
+    findings: Findings,
+) -> SectionT | None:
+    """Build a section from given values; None when something is wrong with them.
+
+    Args:
+        model: the section.
+        given: values by key, without nulls that mean the default.
+        where: for each key, the file or command line it came from.
+        default_where: for rules between keys.
+        findings: takes what is wrong.
+    """
+    numbers_as_bool = [
+        key for key, value in given.items() if isinstance(value, bool) and _is_number(model.model_fields[key])
+    ]
+    for key in numbers_as_bool:
+        findings.add(
+            f"{located(where.get(key, default_where), key, given[key])} must be a number; correct it"
+        )
+    try:
+        section = model.model_validate({key: given[key] for key in given if key not in numbers_as_bool})
+    except ValidationError as error:
+        findings.problems += translate(error, model, where=where, default_where=default_where)
+        return None
+    findings.problems += not_available_yet(section, where=where, default_where=default_where)
+    return section
+
+
+def _is_number(field: FieldInfo) -> bool:
+    """Whether a field is a number; pydantic would take true for 1 there."""
+    return not {int, float}.isdisjoint({field.annotation, *get_args(field.annotation)})
+
+
+def drop_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out null and the empty text, which both mean the default."""
+    return {key: value for key, value in values.items() if value is not None and value != ""}

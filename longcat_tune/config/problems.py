@@ -1,0 +1,212 @@
+"""Turns what is wrong with values into sentences: where, key, value, rule, remedy.
+
+Knows pydantic's errors and the marks of config.schema, but no particular key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from longcat_tune.config.schema import Instead, Later, Section
+from longcat_tune.errors import ConfigError, NotAvailableYetError
+
+COMMAND_LINE = "command line"
+_SHOWN = 80
+
+_RULES = {
+    "missing": "is missing",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path, as text",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object in braces",
+    "model_type": "must be an object in braces",
+    "too_short": "must not be empty",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+}
+
+
+def shown(value: object) -> str:
+    """A value as its file would hold it, shortened."""
+    if isinstance(value, float):
+        text = f"{value:g}"
+    elif isinstance(value, tuple):
+        text = ", ".join(str(item) for item in value)
+    elif value is None or value == "" or isinstance(value, (bool, int, list, dict)):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that looks most like this one."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def located(where: str, key: str, value: object) -> str:
+    """`config.json: lora_rank (0)`, or with dashes for the command line."""
+    name = f"--{key}" if where == COMMAND_LINE else key
+    return f"{where}: {name} ({shown(value)})"
+
+
+def raise_all(problems: Sequence[ConfigError]) -> None:
+    """Raise one error that says everything that is wrong.
+
+    Raises:
+        ConfigError: if there is any problem; NotAvailableYetError if all of them are of that kind.
+    """
+    if not problems:
+        return
+    messages = list(dict.fromkeys(str(problem) for problem in problems))
+    text = messages[0] if len(messages) == 1 else "\n  ".join([f"{len(messages)} problems:", *messages])
+    later_only = all(isinstance(problem, NotAvailableYetError) for problem in problems)
+    raise (NotAvailableYetError if later_only else ConfigError)(text)
+
+
+def translate(
+    error: ValidationError, model: type[Section], *, where: Mapping[str, str], default_where: str
+) -> list[ConfigError]:
+    """Say each of pydantic's errors in our words, one per key.
+
+    Args:
+        error: what pydantic raised.
+        model: the section or entry that was validated.
+        where: for each key, the file or command line it came from.
+        default_where: where a rule between keys is broken.
+    """
+    problems: dict[str, ConfigError] = {}
+    for details in error.errors(include_url=False):
+        if details["type"] == "default_factory_not_called":
+            continue
+        key, field = _field(model, details["loc"])
+        source = where.get(key.partition(".")[0], default_where)
+        problems.setdefault(key, ConfigError(_sentence(details, key, field, source)))
+    return list(problems.values())
+
+
+def _field(model: type[Section], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+    """The dotted key and definition that a location of pydantic points to."""
+    if not location:
+        return "", None
+    name = str(location[0])
+    field = model.model_fields.get(name)
+    nested = field.annotation if field is not None else None
+    if len(location) > 1 and isinstance(nested, type) and issubclass(nested, Section):
+        inner, inner_field = _field(nested, location[1:])
+        return f"{name}.{inner}", inner_field
+    return name, field
+
+
+def _sentence(details: ErrorDetails, key: str, field: FieldInfo | None, where: str) -> str:
+    context = details.get("ctx", {})
+    if details["type"] == "value_error" and (field is None or _is_section(field)):
+        return f"{where}: {context['error']}"
+    if details["type"] == "missing":
+        return f"{where}: {key} is missing; add it"
+    subject = located(where, key, details["input"])
+    if field is None:
+        return f"{subject} {details['msg']}"
+    if details["type"] == "literal_error":
+        return f"{subject} {_choice(details, field)}"
+    rule = str(context["error"]) if details["type"] == "value_error" else _rule(details)
+    return f"{subject} {rule}" if ";" in rule else f"{subject} {rule}; {_default_remedy(field)}"
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _rule(details: ErrorDetails) -> str:
+    rule = _RULES.get(details["type"])
+    message = details["msg"]
+    return rule.format(**details.get("ctx", {})) if rule else f"{message[:1].lower()}{message[1:]}"
+
+
+def _choice(details: ErrorDetails, field: FieldInfo) -> str:
+    choices = choices_of(field)
+    rule = f"must be one of {', '.join(choices)}" if len(choices) > 1 else f"must be {choices[0]}"
+    value = str(details["input"])
+    instead = next((mark for mark in field.metadata if isinstance(mark, Instead)), Instead())
+    use = instead.nearest.get(value) or nearest(value, choices) or instead.otherwise
+    if use is None:
+        return f"{rule}; {_default_remedy(field)}"
+    later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
+    if later is not None and not is_available(use, field, later):
+        return f"{rule}; the nearest is {use} (not available yet), {field.default} works now"
+    return f"{rule}; use {use}"
+
+
+def choices_of(field: FieldInfo) -> list[str]:
+    """The words a field may hold; empty when it is not a choice."""
+    return [str(choice) for choice in _literals(field.annotation)]
+
+
+def _literals(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for part in get_args(annotation):
+        if part is None or isinstance(part, (str, int)):
+            found.append(part)
+        else:
+            found.extend(_literals(part))
+    return [choice for choice in found if isinstance(choice, (str, int))]
+
+
+def _default_remedy(field: FieldInfo) -> str:
+    if field.default in (None, PydanticUndefined):
+        return "correct it or remove it"
+    return f"remove it for the default, {shown(field.default)}"
+
+
+def is_available(value: object, field: FieldInfo, later: Later) -> bool:
+    """Whether a value of a field marked Later works already."""
+    allowed = (field.default, *later.available)
+    if isinstance(field.default, tuple) and isinstance(value, tuple):
+        return all(item in field.default or item in later.available for item in value)
+    return value in allowed
+
+
+def not_available_yet(
+    section: Section, *, where: Mapping[str, str], default_where: str, prefix: str = ""
+) -> list[ConfigError]:
+    """Name every value that a later stage will bring to life.
+
+    Args:
+        section: validated values.
+        where: for each key, the file or command line it came from.
+        default_where: for keys that are not in where.
+        prefix: the dotted key of the section itself, for nested ones.
+    """
+    problems: list[ConfigError] = []
+    for key, field in type(section).model_fields.items():
+        value = section.__dict__[key]
+        source = where.get(key, default_where)
+        if isinstance(value, Section):
+            problems += not_available_yet(value, where={}, default_where=source, prefix=f"{prefix}{key}.")
+        problems += [
+            NotAvailableYetError(
+                f"{located(source, prefix + key, value)}: not available yet: {mark.what}; "
+                f"remove it or set {shown(field.default)}"
+            )
+            for mark in field.metadata
+            if isinstance(mark, Later) and not is_available(value, field, mark)
+        ]
+    return problems

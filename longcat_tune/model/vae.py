@@ -1,0 +1,174 @@
+"""The video VAE: pixels to the latents that the transformer sees, and back. The one door to diffusers.
+
+Knows one clip at a time; knows nothing of files other than the checkpoint, of batches or of captions.
+Letters: C channels (3 of pixels, 16 of latents), F pixel frames, T/H/W frames, rows and columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longcat_tune.errors import CheckpointError, DataError
+from longcat_tune.model.identity import component_identity
+from longcat_tune.types import SPATIAL_STRIDE, TEMPORAL_STRIDE
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "vae"
+NAMED_AT_MOST = 5
+
+
+def vae_identity(checkpoint: Path) -> str:
+    """Fingerprint of a checkpoint's VAE, without loading it.
+
+    Raises:
+        CheckpointError: the folder or one of its files is missing.
+    """
+    return component_identity(_component(checkpoint))
+
+
+class VideoAutoencoder:
+    """A loaded VAE with the latent statistics of its checkpoint.
+
+    Args:
+        module: diffusers' model, in the precision and on the device it is to work in.
+        identity: fingerprint of its files, for cache keys.
+    """
+
+    def __init__(self, module: AutoencoderKLWan, *, identity: str) -> None:
+        self.module = module
+        self.identity = identity
+        self._device = torch.device(module.device)
+        shape = (-1, 1, 1, 1)
+        self._mean_C111 = torch.tensor(module.config.latents_mean, dtype=torch.float32).view(shape)
+        self._spread_C111 = torch.tensor(module.config.latents_std, dtype=torch.float32).view(shape)
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, *, dtype: torch.dtype, device: torch.device, tiling: bool = False
+    ) -> VideoAutoencoder:
+        """Load a checkpoint's VAE, strictly.
+
+        Args:
+            checkpoint: the folder that holds `vae/`.
+            dtype: precision of weights and computation.
+            device: where it works.
+            tiling: go over frames in overlapping tiles of 256 pixels: far less memory for large frames, but
+                the tiles do not see each other and the result differs a little.
+
+        Raises:
+            CheckpointError: files are missing or damaged, or weights and config do not fit.
+        """
+        from diffusers import AutoencoderKLWan
+
+        folder = _component(checkpoint)
+        try:
+            module, report = AutoencoderKLWan.from_pretrained(
+                folder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{folder}: cannot be read as a Wan VAE ({reason}); fetch it again"
+            ) from error
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[kind]:
+                names = ", ".join(map(str, sorted(report[kind])[:NAMED_AT_MOST]))
+                rule = f"{len(report[kind])} {kind.replace('_', ' ')} ({names})"
+                raise CheckpointError(f"{folder}: weights and config.json do not fit: {rule}; fetch it again")
+        if tiling:
+            module.enable_tiling()
+        return cls(module.to(device).eval().requires_grad_(False), identity=component_identity(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works, and where its results are."""
+        return self._device
+
+    @torch.no_grad()
+    def encode_posterior(self, pixels_CFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' distribution, not normalised.
+
+        Args:
+            pixels_CFHW: in [-1, 1], with 4k + 1 frames and sides that are multiples of 8.
+
+        Returns:
+            mean_CTHW and std_CTHW, float32. The mean is the mode.
+
+        Raises:
+            DataError: a length or size of which diffusers would drop the rest without a word.
+        """
+        _check_size(pixels_CFHW)
+        pixels_1CFHW = pixels_CFHW[None].to(device=self.device, dtype=self.module.dtype)
+        posterior = self.module.encode(pixels_1CFHW).latent_dist
+        return posterior.mean[0].float(), posterior.std[0].float()
+
+    def encode(self, pixels_CFHW: Tensor) -> Tensor:
+        """The mode of the latents' distribution, normalised: what training learns from.
+
+        Args:
+            pixels_CFHW: as in encode_posterior.
+
+        Returns:
+            latents_CTHW, float32.
+
+        Raises:
+            DataError: as in encode_posterior.
+        """
+        mean_CTHW, _ = self.encode_posterior(pixels_CFHW)
+        return self.normalize(mean_CTHW)
+
+    @torch.no_grad()
+    def decode(self, latents_CTHW: Tensor) -> Tensor:
+        """Normalised latents to pixels_CFHW, float32 in [-1, 1], with 4 (T - 1) + 1 frames."""
+        latents_1CTHW = self.denormalize(latents_CTHW.to(self.device))[None].to(self.module.dtype)
+        pixels_1CFHW: Tensor = self.module.decode(latents_1CTHW).sample
+        return pixels_1CFHW[0].float()
+
+    def normalize(self, latents_CTHW: Tensor) -> Tensor:
+        """(latents - mean) / std per channel, float32; leading axes are allowed."""
+        device = latents_CTHW.device
+        return (latents_CTHW.float() - self._mean_C111.to(device)) / self._spread_C111.to(device)
+
+    def denormalize(self, latents_CTHW: Tensor) -> Tensor:
+        """Undo normalize."""
+        device = latents_CTHW.device
+        return latents_CTHW.float() * self._spread_C111.to(device) + self._mean_C111.to(device)
+
+
+def _component(checkpoint: Path) -> Path:
+    """The VAE's folder, with its config and weights there."""
+    folder = checkpoint / COMPONENT
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder / 'config.json'}: missing; the checkpoint is incomplete, fetch it again"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: holds no .safetensors weights; the checkpoint is incomplete, fetch it again"
+        )
+    return folder
+
+
+def _check_size(pixels_CFHW: Tensor) -> None:
+    _, frames, height, width = pixels_CFHW.shape
+    if frames % TEMPORAL_STRIDE != 1:
+        below = max(1, (frames - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1)
+        raise DataError(f"num_frames ({frames}) must be 4k + 1; use {below} or {below + TEMPORAL_STRIDE}")
+    for name, size in (("width", width), ("height", height)):
+        if size % SPATIAL_STRIDE or size == 0:
+            below = max(SPATIAL_STRIDE, size // SPATIAL_STRIDE * SPATIAL_STRIDE)
+            above = below + SPATIAL_STRIDE
+            raise DataError(f"{name} ({size}) must be a multiple of {SPATIAL_STRIDE}; use {below} or {above}")

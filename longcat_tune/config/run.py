@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from longcat_tune.config.data import DataSection
@@ -25,14 +26,14 @@ logger = logging.getLogger(__name__)
 class RunConfig(Section):
     """What was asked of a run; each key of config.json is a field of exactly one section."""
 
-    model: ModelSection = ModelSection()
-    lora: LoraSection = LoraSection()
-    data: DataSection = DataSection()
-    training: TrainingSection = TrainingSection()
-    flow: FlowSection = FlowSection()
-    memory: MemorySection = MemorySection()
-    validation: ValidationSection = ValidationSection()
-    output: OutputSection = OutputSection()
+    model: ModelSection = Field(default_factory=ModelSection)
+    lora: LoraSection = Field(default_factory=LoraSection)
+    data: DataSection = Field(default_factory=DataSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    flow: FlowSection = Field(default_factory=FlowSection)
+    memory: MemorySection = Field(default_factory=MemorySection)
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    output: OutputSection = Field(default_factory=OutputSection)
 
     def flat(self) -> dict[str, Any]:
         """Every key with its value, as config.json would hold it."""
@@ -61,7 +62,7 @@ def keys() -> dict[str, Key]:
 @cache
 def sections() -> dict[str, type[Section]]:
     """The sections of RunConfig by name."""
-    return {name: type(field.default) for name, field in RunConfig.model_fields.items()}
+    return {name: cast(type[Section], field.annotation) for name, field in RunConfig.model_fields.items()}
 
 
 def require_training_length(config: RunConfig) -> None:

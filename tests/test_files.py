@@ -46,6 +46,15 @@ def test_the_part_is_written_in_the_same_folder_under_a_name_of_its_own(tmp_path
     assert seen == [tmp_path / f"x.bin.{os.getpid()}.part"]
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_atomically(path, lambda part: part.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
 def test_an_interrupted_write_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
     path = tmp_path / "note.txt"

@@ -236,3 +236,14 @@ def test_a_missing_cache_file_stops_at_its_own_step(tmp_path):
     assert len(list(islice(steps, 3))) == 3
     with pytest.raises(DataError, match=late.latents_path.name):
         next(steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs CUDA")
+def test_batches_for_cuda_are_pinned(tmp_path):
+    steps = step_batches(five_batches(tmp_path), start=Cursor(0, 0), accumulation=2, pin_memory=True)
+    for batch in next(steps).batches:
+        assert batch.latents_BCTHW.is_pinned()
+        assert batch.text_BLD.is_pinned()
+        assert batch.mask_BL.is_pinned()
+    steps.close()

@@ -1,0 +1,244 @@
+"""LoRA layers on the transformer: the one door to PEFT.
+
+Knows module names and tensors; files and their formats are `checkpoint`'s. Weights cross as a plain
+dictionary in PEFT's naming without prefix or adapter name (`blocks.0.attn.qkv.lora_A.weight`), scales as
+alpha per module: the layer adds multiplier * alpha / rank * B(A(x)).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Generator, Tensor, nn
+
+from longcat_tune.errors import CheckpointError
+from longcat_tune.model.lora_targets import linear_layers, nearest_names
+
+
+def add_lora(
+    model: nn.Module,
+    *,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    generator: Generator,
+    dropout: float = 0.0,
+    adapter: str = "default",
+    autocast: bool = False,
+) -> None:
+    """Add a trainable LoRA that changes nothing yet, and freeze all other weights.
+
+    A is uniform in +-1/sqrt(inputs), PEFT's own default; B is zero. Both are float32 whatever the model's
+    dtype.
+
+    Args:
+        model: its modules are replaced in place; its class stays.
+        targets: exact module names, as from `lora_target_modules`.
+        rank: inner width.
+        alpha: the update is scaled by alpha / rank.
+        generator: on the CPU; draws A.
+        dropout: probability of dropping an input of A in training.
+        adapter: names it among several.
+        autocast: True when the model will run under torch.autocast, which then casts A's input itself.
+            Without that a bf16 model would keep a float32 copy of every layer's input for backward.
+    """
+    _inject(model, dict.fromkeys(targets, rank), dict.fromkeys(targets, float(alpha)), adapter, dropout)
+    for layer in _layers(model, adapter).values():
+        weight = layer.lora_A[adapter].weight
+        bound = layer.in_features**-0.5
+        weight.data.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+        layer.lora_B[adapter].weight.data.zero_()
+    _finish(model, adapter, trainable=True, autocast=autocast)
+
+
+def load_lora(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    alphas: Mapping[str, float],
+    *,
+    adapter: str = "default",
+    trainable: bool = False,
+    autocast: bool = False,
+) -> None:
+    """Add a LoRA that was trained before, with the ranks it has; it works together with those already there.
+
+    Args:
+        model: as in `add_lora`.
+        weights: a down and an up matrix per module.
+        alphas: per module.
+        adapter: names it among several.
+        trainable: False for renders.
+        autocast: as in `add_lora`.
+
+    Raises:
+        CheckpointError: a module is not a linear layer of this model, or of another size.
+    """
+    modules = list(dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in weights))
+    _check_modules(model, modules, weights)
+    ranks = {name: weights[f"{name}.lora_A.weight"].shape[0] for name in modules}
+    _inject(model, ranks, alphas, adapter, dropout=0.0)
+    load_lora_state(model, weights, adapter=adapter)
+    _finish(model, adapter, trainable=trainable, autocast=autocast)
+
+
+def lora_state(model: nn.Module, *, adapter: str = "default") -> dict[str, Tensor]:
+    """Copy a LoRA's weights to the CPU, in the order of the modules."""
+    return {
+        key: weight.detach().to("cpu", copy=True) for key, weight in _named_weights(model, adapter).items()
+    }
+
+
+def lora_alphas(model: nn.Module, *, adapter: str = "default") -> dict[str, float]:
+    """Give a LoRA's alpha per module; a multiplier from `set_lora_scale` is not in it."""
+    return {name: layer.lora_alpha[adapter] for name, layer in _layers(model, adapter).items()}
+
+
+def load_lora_state(model: nn.Module, state: Mapping[str, Tensor], *, adapter: str = "default") -> None:
+    """Overwrite the weights of a LoRA that the model has.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown or of another shape; nothing is changed then.
+    """
+    own = _named_weights(model, adapter)
+    if different := sorted(own.keys() ^ state.keys()):
+        rule = "is missing from the file" if different[0] in own else "is not part of this run's LoRA"
+        msg = (
+            f"LoRA weight {different[0]} {rule} ({len(different)} such in all); the file must have been made "
+            "with the same lora_target"
+        )
+        raise CheckpointError(msg)
+    for key, weight in own.items():
+        if state[key].shape != weight.shape:
+            msg = (
+                f"LoRA weight {key} has shape {tuple(state[key].shape)}, but this run's is "
+                f"{tuple(weight.shape)}; use the same lora_rank and the same model"
+            )
+            raise CheckpointError(msg)
+    with torch.no_grad():
+        for key, weight in own.items():
+            weight.copy_(state[key])
+
+
+def set_lora_scale(model: nn.Module, multiplier: float, *, adapter: str = "default") -> None:
+    """Make a LoRA weaker or stronger than trained: 1 is as trained, 0 is off."""
+    for layer in _layers(model, adapter).values():
+        layer.set_scale(adapter, multiplier)
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """Let the model work without any LoRA while the block runs."""
+    layers = list(_layers(model).values())
+    # PEFT freezes the weights it disables and unfreezes all that it enables.
+    trained = {weight for weight in _lora_parameters(layers) if weight.requires_grad}
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        _train_only(layers, trained)
+
+
+def _check_modules(model: nn.Module, modules: Sequence[str], weights: Mapping[str, Tensor]) -> None:
+    linear = linear_layers(model)
+    for name in modules:
+        if name not in linear:
+            msg = (
+                f"the LoRA adapts {name}, which is no linear layer of this model (nearest: "
+                f"{nearest_names(name, list(linear))}); it was made for another model"
+            )
+            raise CheckpointError(msg)
+        down, up = weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"]
+        wanted = (linear[name].in_features, linear[name].out_features)
+        if (down.shape[1], up.shape[0]) != wanted:
+            msg = (
+                f"the LoRA's {name} takes {down.shape[1]} and gives {up.shape[0]} values, but this model's "
+                f"takes {wanted[0]} and gives {wanted[1]}; it was made for another model"
+            )
+            raise CheckpointError(msg)
+
+
+def _inject(
+    model: nn.Module,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    adapter: str,
+    dropout: float,
+) -> None:
+    """Wrap the modules and give them float32 weights, not yet filled, on their own device."""
+    first = next(iter(ranks))
+    config = LoraConfig(
+        r=ranks[first],
+        lora_alpha=alphas[first],
+        lora_dropout=dropout,
+        target_modules=list(ranks),
+        rank_pattern=_patterns(ranks),
+        alpha_pattern=_patterns({name: alphas[name] for name in ranks}),
+    )
+    with warnings.catch_warnings():
+        # Several LoRAs on one model are meant.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        # On the meta device first: PEFT would draw from the global generator and round to the model's dtype.
+        inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=True)
+    for layer in _layers(model, adapter).values():
+        device = layer.get_base_layer().weight.device
+        for linear in (layer.lora_A[adapter], layer.lora_B[adapter]):
+            linear.weight = nn.Parameter(torch.empty(linear.weight.shape, dtype=torch.float32, device=device))
+
+
+def _patterns(values: Mapping[str, float]) -> dict[str, float]:
+    """Give PEFT one regex per distinct value: it compares every module with every regex it is given."""
+    return {
+        "|".join(re.escape(name) for name, own in values.items() if own == value): value
+        for value in set(values.values())
+    }
+
+
+def _finish(model: nn.Module, adapter: str, *, trainable: bool, autocast: bool) -> None:
+    """Activate the new LoRA beside the others; train it if asked, keep the others as they were."""
+    layers = list(_layers(model).values())
+    new = set(_named_weights(model, adapter).values())
+    trained = {weight for weight in _lora_parameters(layers) if weight.requires_grad} - new
+    model.requires_grad_(requires_grad=False)
+    active = list(dict.fromkeys(name for layer in layers for name in layer.lora_A))
+    for layer in layers:
+        layer.set_adapter(active)
+        layer.cast_input_dtype_enabled = not autocast
+    _train_only(layers, trained | new if trainable else trained)
+
+
+def _train_only(layers: Sequence[Any], trained: set[nn.Parameter]) -> None:
+    for weight in _lora_parameters(layers):
+        weight.requires_grad_(weight in trained)
+
+
+def _layers(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
+    """PEFT's layers by module name: those of one LoRA, or all."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and (adapter is None or adapter in module.lora_A)
+    }
+
+
+def _named_weights(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    return {
+        f"{name}.{part}.weight": linears[adapter].weight
+        for name, layer in _layers(model, adapter).items()
+        for part, linears in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
+    }
+
+
+def _lora_parameters(layers: Sequence[Any]) -> list[nn.Parameter]:
+    return [
+        linear.weight for layer in layers for part in (layer.lora_A, layer.lora_B) for linear in part.values()
+    ]

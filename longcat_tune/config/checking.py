@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from longcat_tune.config.foreign import ForeignKeys
 from longcat_tune.config.problems import located, nearest, not_available_yet, raise_all, translate
 from longcat_tune.config.schema import Section
-from longcat_tune.errors import ConfigError
+from longcat_tune.errors import ConfigError, NotAvailableYetError
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,18 @@ def validate(
         findings.add(
             f"{located(where.get(key, default_where), key, given[key])} must be a number; correct it"
         )
+    sound = {key: value for key, value in given.items() if key not in numbers_as_bool}
     try:
-        section = model.model_validate({key: given[key] for key in given if key not in numbers_as_bool})
+        section = model.model_validate(sound)
     except ValidationError as error:
         findings.problems += translate(error, model, where=where, default_where=default_where)
+        wrong = {details["loc"][0] for details in error.errors() if details["loc"]}
+        if not wrong.isdisjoint(sound):
+            # The sound values are judged too, so that one reading tells everything.
+            rest = Findings()
+            sound = {key: value for key, value in sound.items() if key not in wrong}
+            validate(model, sound, where=where, default_where=default_where, findings=rest)
+            findings.problems += [one for one in rest.problems if isinstance(one, NotAvailableYetError)]
         return None
     findings.problems += not_available_yet(section, where=where, default_where=default_where)
     return section

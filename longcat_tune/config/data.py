@@ -55,8 +55,8 @@ class DataSection(Section):
     framerate: float = Field(
         default=30.0,
         gt=0,
-        description="Frames per second that clips are resampled to. The model's authors train their 480p "
-        "stage at 15, the 720p one at 30.",
+        description="Frames per second that clips are resampled to; the model's authors use 15 in their "
+        "480p stage.",
     )
     caption_strategy: Annotated[CaptionStrategy, CAPTION_STRATEGY_NAMES, CAPTION_STRATEGY_LATER] = Field(
         default="textfile",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from longcat_tune.config.data import (
     CAPTION_STRATEGY_LATER,
@@ -18,7 +18,7 @@ from longcat_tune.config.data import (
     ResolutionType,
 )
 from longcat_tune.config.schema import FromRun, Instead, Later, Section
-from longcat_tune.config.values import as_list, check_num_frames, synonyms
+from longcat_tune.config.values import as_list, check_id, check_num_frames, synonyms
 
 DatasetType = Literal["video", "image", "conditioning", "eval", "text_embeds"]
 BucketTable = Literal["official_480p", "official_720p"]
@@ -86,9 +86,8 @@ class VideoOptions(Section):
 class DatasetEntry(Section):
     """One dataset, after the run's defaults were filled in."""
 
-    id: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
-        description="Unique name; letters, digits, dot, underscore and dash.",
+    id: Annotated[str, AfterValidator(check_id)] = Field(
+        description="Unique name; letters, digits, dot, underscore and dash."
     )
     type: Annotated[
         Literal["local"],
@@ -103,7 +102,7 @@ class DatasetEntry(Section):
     )
     disabled: bool = Field(default=False, description="Leave the entry out.")
     instance_data_dir: Path = Field(
-        default=Path(),
+        default_factory=Path,
         description="Folder of the files, scanned with its subfolders; relative to the data file or to the "
         "working folder. Required, except for text_embeds.",
     )

@@ -28,8 +28,11 @@ def kind(field: FieldInfo) -> str:
 def accepts(field: FieldInfo) -> str:
     """Choices, or what a value is and between which bounds."""
     what = kind(field)
+    choices = ", ".join(choices_of(field))
     if what == "choice":
-        return ", ".join(choices_of(field))
+        return choices
+    if what == "list" and choices:
+        return f"{choices}, or a list"
     return ", ".join([what, *(bound for mark in field.metadata for bound in _bound(mark))])
 
 

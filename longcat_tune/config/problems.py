@@ -47,8 +47,10 @@ def shown(value: object) -> str:
     """A value as its file would hold it, shortened."""
     if isinstance(value, float):
         text = f"{value:g}"
+    elif isinstance(value, Section):
+        text = "{}"
     elif isinstance(value, tuple):
-        text = ", ".join(str(item) for item in value)
+        text = ", ".join(str(item) for item in value) or "[]"
     elif value is None or value == "" or isinstance(value, (bool, int, list, dict)):
         text = json.dumps(value, ensure_ascii=False)
     else:

@@ -106,6 +106,18 @@ def check_num_frames(value: object) -> object:
     raise ValueError(f"must be {TEMPORAL_STRIDE}k + 1; {remedy}")
 
 
+def check_id(value: str) -> str:
+    """Accept only names that are safe as a folder.
+
+    Raises:
+        ValueError: with a name that is.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
+        return value
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", value).lstrip(".-") or "clips"
+    raise ValueError(f"may hold letters, digits, '.', '_' and '-' only, not '.' or '-' first; use {safe}")
+
+
 def as_list(value: object) -> object:
     """Read text as a list: JSON when it starts with a bracket, else parts between commas.
 

@@ -1,0 +1,86 @@
+"""Writes docs/config.md from the schema; run it after any change there.
+
+python scripts/make_config_docs.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+from longcat_tune.config import describe
+from longcat_tune.config.datasets import DatasetEntry, VideoOptions
+from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, ForeignKeys
+from longcat_tune.config.run import sections
+
+TARGET = Path(__file__).parent.parent / "docs" / "config.md"
+
+HEAD = """\
+# Configuration
+
+*Written by `scripts/make_config_docs.py` from the schema; do not edit.*
+
+Two files describe a run: `config.json` says how to train, and the file that its `data_backend_config`
+names lists the datasets. Both are JSON; comments (`//`, `/* */`) and trailing commas are welcome. `null` and
+an empty text mean the default. Keys may begin with `--` and may have dashes for underscores.
+
+Every key of `config.json` is also an option of `train`, `cache-latents`, `validate` and `check`, and wins
+over the file: `--lora_rank 16`, `--lora-rank=16`, `--gradient_checkpointing`, `--no-gradient_checkpointing`.
+Lists are written with commas or as JSON.
+
+An unknown key or value is an error that names the nearest known one. *Not available yet* marks what is known
+but not built: setting it is an error, never a silence.
+
+## Paths
+
+`data_backend_config` and `instance_data_dir` are looked for beside the file that names them, then in the
+working folder. `output_dir`, `cache_dir` and `cache_dir_vae` are relative to the working folder.
+"""
+
+FOREIGN_HEAD = """\
+## Keys of SimpleTuner
+
+Some have another name here. Some would have changed the run, and are an error when set to do so:
+"""
+
+
+def page() -> str:
+    """The whole of docs/config.md."""
+    parts = [HEAD, "## config.json\n"]
+    for name, model in sections().items():
+        parts += [f"### {name.capitalize()}\n", table(model.model_fields)]
+    parts += ["## The data file\n", "A list of entries.\n", table(DatasetEntry.model_fields)]
+    parts += ["### Inside `video`\n", table(VideoOptions.model_fields)]
+    parts += [
+        "## Keys of SimpleTuner\n",
+        foreign(CONFIG_KEYS, "config.json"),
+        foreign(DATASET_KEYS, "the data file"),
+    ]
+    return "\n".join(parts)
+
+
+def table(fields: Mapping[str, FieldInfo]) -> str:
+    """One row per key."""
+    rows = ["| key | default | accepts | meaning |", "| --- | --- | --- | --- |"]
+    for key, field in fields.items():
+        note = describe.so_far(field)
+        meaning = f"{field.description} *{note[0].upper()}{note[1:]}.*" if note else str(field.description)
+        cells = (f"`{key}`", f"`{describe.default(field)}`", describe.accepts(field), meaning)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def foreign(keys: ForeignKeys, file: str) -> str:
+    """Other spellings, and what to do about keys that do not exist here."""
+    rows = [f"In {file}:\n", "| key | here |", "| --- | --- |"]
+    rows += [f"| `{alias}` | the same as `{key}` |" for alias, key in sorted(keys.aliases.items())]
+    rows += [f"| `{key}` | {one.instead} |" for key, one in sorted(keys.consequences.items())]
+    rest = len(keys.names()) - len(keys.consequences)
+    rows.append(f"\n{rest} more of its keys have no meaning here; one warning lists those that are set.\n")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")

@@ -1,0 +1,249 @@
+"""multidatabackend.json: inherited defaults, found folders, entries that fit together, and every mistake's "
+"message."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.foreign import DATASET_KEYS
+from longcat_tune.config.load import load_datasets
+from longcat_tune.config.run import RunConfig
+from longcat_tune.errors import ConfigError
+from tests.config.helpers import clips, datasets_message, datasets_of
+
+
+def test_an_entry_inherits_from_the_run(tmp_path):
+    run = {
+        "resolution": "512",
+        "resolution_type": "pixel_area",
+        "caption_strategy": "filename",
+        "output_dir": "out",
+    }
+    [entry] = datasets_of(tmp_path, [clips()], **run)
+    assert (entry.resolution, entry.resolution_type, entry.caption_strategy) == (
+        512.0,
+        "pixel_area",
+        "filename",
+    )
+    assert entry.cache_dir_vae == Path("out/cache/vae/clips")
+    assert (entry.video.num_frames, entry.video.num_frames_given) == (93, False)
+
+
+def test_what_an_entry_sets_wins(tmp_path):
+    entry = clips(resolution=720, caption_strategy=None, cache_dir_vae="vae", video={"num_frames": 17})
+    [entry] = datasets_of(tmp_path, [entry], resolution="512")
+    assert (entry.resolution, entry.caption_strategy, entry.cache_dir_vae) == (720.0, None, Path("vae"))
+    assert (entry.video.num_frames, entry.video.num_frames_given) == (17, True)
+
+
+def test_an_entry_alone_has_the_defaults_of_the_run():
+    entry = DatasetEntry(id="clips", instance_data_dir=Path("clips"))
+    data = RunConfig().data
+    assert (entry.resolution, entry.resolution_type) == (data.resolution, data.resolution_type)
+    assert entry.caption_strategy == data.caption_strategy
+
+
+def test_conditioning_entries_have_no_captions(tmp_path):
+    images = {"id": "images", "dataset_type": "conditioning", "instance_data_dir": "/data/images"}
+    pair = datasets_of(tmp_path, [clips(conditioning_data="images"), images])
+    assert [entry.caption_strategy for entry in pair] == ["textfile", None]
+    assert pair[0].conditioning_data == ("images",)
+
+
+@pytest.mark.parametrize("entry", [clips(is_i2v=True), clips(video={"is_i2v": True, "min_frames": 9})])
+def test_image_to_video_may_stand_in_either_place(tmp_path, entry):
+    assert datasets_of(tmp_path, [entry])[0].is_i2v is True
+
+
+def test_folders_are_found_beside_the_data_file_or_in_the_working_folder(tmp_path):
+    (tmp_path / "here").mkdir()
+    entries = [clips(id="a", instance_data_dir="here"), clips(id="b", instance_data_dir="elsewhere")]
+    assert [entry.instance_data_dir for entry in datasets_of(tmp_path, entries)] == [
+        tmp_path / "here",
+        Path("elsewhere"),
+    ]
+
+
+def test_the_data_file_may_be_relative_to_the_working_folder(tmp_path, monkeypatch):
+    datasets_of(tmp_path, [clips()])
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.model_validate({"data": {"data_backend_config": "data.json"}})
+    assert load_datasets(config, config_dir=Path("config"))[0].id == "clips"
+
+
+def test_disabled_entries_are_left_out_unread(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    entries = datasets_of(tmp_path, [clips(), {"id": "old", "disable": True, "type": "aws"}])
+    assert [entry.id for entry in entries] == ["clips"]
+    assert caplog.messages == [f"{tmp_path}/data.json: dataset old is disabled"]
+
+
+def test_keys_without_meaning_and_unused_images_are_warned_of(tmp_path, caplog):
+    images = {"id": "images", "dataset_type": "conditioning", "instance_data_dir": "/i", "vae_batch_size": 4}
+    datasets_of(tmp_path, [clips(metadata_backend="discovery", start_epoch=1), images])
+    assert [message.replace(str(tmp_path), "DIR") for message in caplog.messages] == [
+        "DIR/data.json: images has no effect; no conditioning_data names it",
+        (
+            "DIR/data.json: SimpleTuner keys that have no meaning here had no effect: metadata_backend, "
+            "start_epoch, vae_batch_size"
+        ),
+    ]
+
+
+def test_foreign_keys_and_ours_do_not_overlap():
+    assert DATASET_KEYS.names() & DatasetEntry.model_fields.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"id": "my clips"},
+            (
+                "my clips: id (my clips) may hold letters, digits, '.', '_' and '-' only, not '.' or '-' "
+                "first; use my_clips"
+            ),
+        ),
+        (
+            {"id": ".."},
+            "..: id (..) may hold letters, digits, '.', '_' and '-' only, not '.' or '-' first; use clips",
+        ),
+        ({"type": "aws"}, "clips: type (aws) must be local; use local"),
+        (
+            {"dataset_type": "audio"},
+            (
+                "clips: dataset_type (audio) must be one of video, image, conditioning, eval, "
+                "text_embeds; remove it for the default, video"
+            ),
+        ),
+        (
+            {"instance_data_dir": None},
+            "clips: instance_data_dir is missing; set it to the folder of the files",
+        ),
+        ({"resolutoin": 480}, "clips: resolutoin (480) is not a known key; did you mean resolution?"),
+        ({"video": {"num_frames": 50}}, "clips: video.num_frames (50) must be 4k + 1; use 49 or 53"),
+        ({"video": {"frames": 49}}, "clips: video: frames (49) is not a known key; did you mean num_frames?"),
+        ({"video": 93}, "clips: video (93) must be an object in braces; remove it for the default, {}"),
+        (
+            {"video": {"min_frames": 9, "max_frames": 5}},
+            (
+                "clips: video.max_frames (5) must not be below video.min_frames (9); raise one or lower "
+                "the other"
+            ),
+        ),
+        ({"repeats": -1}, "clips: repeats (-1) must be at least 0; remove it for the default, 0"),
+        (
+            {"caption_strategy": "instanceprompt"},
+            (
+                "clips: instance_prompt (null) must be set with caption_strategy instanceprompt; write "
+                "the caption of every clip there"
+            ),
+        ),
+        (
+            {"minimum_aspect_ratio": 2, "maximum_aspect_ratio": 1},
+            "clips: minimum_aspect_ratio (2) must not be above maximum_aspect_ratio (1); swap them",
+        ),
+        (
+            {"conditioning_data": ["images"]},
+            "clips: conditioning_data (images) is the id of no enabled entry; the ids are clips",
+        ),
+        (
+            {"is_i2v": False, "video": {"is_i2v": True}},
+            "clips: is_i2v differs between the entry and its video object; keep one",
+        ),
+        ({"end_epoch": 3}, "clips: end_epoch (3) does not exist here; use start_step and end_step"),
+        (
+            {"probability": 0.5},
+            "clips: probability (0.5): not available yet: the dataset stage adds it; remove it or set 1",
+        ),
+        (
+            {"crop_style": "random"},
+            (
+                "clips: crop_style (random): not available yet: the dataset stage adds it; remove it or "
+                "set center"
+            ),
+        ),
+        (
+            {"video": {"clip_selection": "all"}},
+            (
+                "clips: video.clip_selection (all): not available yet: the dataset stage adds it; remove "
+                "it or set start"
+            ),
+        ),
+        (
+            {"caption_strategy": "csv"},
+            (
+                "clips: caption_strategy (csv): not available yet: caption tables come with the dataset "
+                "stage; remove it or set textfile"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_names_entry_key_value_rule_and_remedy(tmp_path, change, message):
+    assert datasets_message(tmp_path, [clips(**change)]) == f"DIR/data.json: {message}"
+
+
+def test_an_entry_without_id_is_counted(tmp_path):
+    assert (
+        datasets_message(tmp_path, [{"instance_data_dir": "/x"}])
+        == "DIR/data.json: entry 1: id is missing; add it"
+    )
+
+
+def test_two_entries_with_one_id_are_an_error(tmp_path):
+    assert datasets_message(tmp_path, [clips(), clips()]) == (
+        "DIR/data.json: id (clips) is used by 2 entries; give each its own"
+    )
+
+
+def test_conditioning_data_must_be_of_its_type(tmp_path):
+    entries = [clips(conditioning_data=["b"]), clips(id="b")]
+    assert datasets_message(tmp_path, entries) == (
+        "DIR/data.json: clips: conditioning_data (b) must name an entry of dataset_type conditioning, "
+        "not video; set dataset_type there"
+    )
+
+
+def test_the_evaluation_dataset_must_exist(tmp_path):
+    assert datasets_message(tmp_path, [clips()], eval_dataset_id="val") == (
+        "eval_dataset_id (val) is the id of no enabled entry; the ids are clips"
+    )
+
+
+def test_one_folder_of_text_features_is_enough(tmp_path):
+    text = {"dataset_type": "text_embeds", "cache_dir": "/cache/text", "default": True}
+    [_, entry] = datasets_of(tmp_path, [clips(), {"id": "a", **text}])
+    assert entry.cache_dir == Path("/cache/text")
+    assert datasets_message(tmp_path, [clips(), {"id": "a", **text}, {"id": "b", **text}]) == (
+        "DIR/data.json: dataset_type (text_embeds) may be given once; remove the other entries"
+    )
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_a_file_without_entries_is_told(tmp_path, text):
+    assert datasets_message(tmp_path, text) == (
+        "DIR/data.json: must hold a list of datasets; put them between [ and ]"
+    )
+
+
+def test_a_missing_data_file_names_both_places(tmp_path):
+    config = RunConfig.model_validate({"data": {"data_backend_config": "nowhere.json"}})
+    with pytest.raises(ConfigError) as caught:
+        load_datasets(config, config_dir=Path("config"))
+    assert str(caught.value) == (
+        "data_backend_config (nowhere.json) is not there (tried config/nowhere.json and nowhere.json); "
+        "correct the path"
+    )
+
+
+def test_no_data_file_at_all_says_what_to_add():
+    with pytest.raises(ConfigError) as caught:
+        load_datasets(RunConfig(), config_dir=Path())
+    assert str(caught.value) == (
+        "data_backend_config (null) must name the file that lists the datasets; "
+        'add "data_backend_config": "multidatabackend.json" to the config'
+    )

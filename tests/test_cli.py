@@ -1,0 +1,191 @@
+"""The command line: options from the schema, one place for errors, exit codes, and help without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from longcat_tune import __version__
+from longcat_tune.cli import CONFIG_COMMANDS, main
+from longcat_tune.config.run import keys, sections
+from longcat_tune.errors import DataError, InterruptedRunError
+
+RUNS = {
+    "train": ("train", "train"),
+    "cache-latents": ("cache", "cache_latents"),
+    "validate": ("validate", "validate"),
+    "check": ("check", "check"),
+    "init": ("init", "init"),
+}
+"""For each command, the module of runs and its function."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr("longcat_tune.log.set_up", lambda *, verbose: None)
+
+
+def record(monkeypatch, command: str, *, error: BaseException | None = None) -> list[tuple]:
+    """Stand in for a function of runs: keep what it is called with, then raise."""
+    calls: list[tuple] = []
+
+    def run(*args: object, **options: object) -> None:
+        calls.append((*args, options))
+        if error is not None:
+            raise error
+
+    name, function = RUNS[command]
+    module = ModuleType(name)
+    setattr(module, function, run)
+    monkeypatch.setitem(sys.modules, f"longcat_tune.runs.{name}", module)
+    return calls
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value"),
+    [
+        (["--lora_rank", "16"], "lora_rank", 16),
+        (["--lora-rank=16"], "lora_rank", 16),
+        (["--gradient_checkpointing"], "gradient_checkpointing", True),
+        (["--no-gradient_checkpointing"], "gradient_checkpointing", False),
+        (["--no-gradient-checkpointing"], "gradient_checkpointing", False),
+        (["--group_offload_type", "block_level"], "group_offload_type", "block_level"),
+        (["--attention-mechanism", "math"], "attention_implementation", "math"),
+        (["--validation_resolution", "832x480,480x832"], "validation_resolution", ["832x480", "480x832"]),
+        (["--lora_rank", "4", "--lora_rank", "5"], "lora_rank", 5),
+    ],
+)
+def test_a_key_is_an_option(monkeypatch, options, key, value):
+    [call] = [record(monkeypatch, "check")]
+    assert main(["check", *options]) == 0
+    assert call[0][0].flat()[key] == value
+
+
+@pytest.mark.parametrize("command", CONFIG_COMMANDS)
+def test_every_key_is_in_the_help_of_every_command_by_section(capsys, command):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [key for key in keys() if f"--{key}" not in text] == []
+    assert [name for name in sections() if f"{name.capitalize()} keys:" not in text] == []
+
+
+@pytest.mark.parametrize("command", CONFIG_COMMANDS)
+def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command):
+    calls = record(monkeypatch, command)
+    path = tmp_path / "config.json"
+    path.write_text('{"lora_rank": 3, "seed": 1}', encoding="utf-8")
+    assert main([command, "--config", str(path), "--seed", "2"]) == 0
+    [(config, options)] = calls
+    assert (config.lora.lora_rank, config.training.seed, options["config_dir"]) == (3, 2, tmp_path)
+
+
+def test_commands_hand_over_their_own_options(monkeypatch):
+    validate, check, init = (record(monkeypatch, command) for command in ("validate", "check", "init"))
+    words = ["--lora", "a", "--lora", "b", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
+    assert main(["validate", *words]) == main(["check", "--json"]) == main(["init", "clips", "--i2v"]) == 0
+    assert validate[0][1] == {
+        "config_dir": Path(),
+        "loras": [Path("a"), Path("b")],
+        "prompts": ["one", "two"],
+        "image": Path("i.png"),
+    }
+    assert check[0][1] == {"config_dir": Path(), "as_json": True}
+    assert init == [(Path("clips"), {"i2v": True, "demo": False})]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (None, 0, ""),
+        (DataError("clip.mp4 is empty; remove it"), 1, "error: clip.mp4 is empty; remove it\n"),
+        (InterruptedRunError("stopped at step 3"), 130, "error: stopped at step 3\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, printed):
+    record(monkeypatch, "check", error=error)
+    assert main(["check"]) == code
+    assert capsys.readouterr().err.lstrip("\n") == printed
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    record(monkeypatch, "check", error=ZeroDivisionError("bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["check"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "--lora_rnk", "8"], "No such option: --lora_rnk (Possible options: --lora_"),
+        (["chekc"], "No such command 'chekc'. Did you mean 'check'"),
+        (["check", "--lora_rank"], "Option '--lora_rank' requires an argument."),
+        (["check", "stray"], "Got unexpected extra argument(s) (stray)"),
+        (["init"], "Missing argument 'CLIPS_DIR'."),
+        (["lora"], "Missing command."),
+        (["check", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
+        (["check", "--config", "no/config.json"], "no/config.json: there is no such file; "),
+    ],
+)
+def test_a_wrong_command_line_or_config_is_told_with_code_2(capsys, words, message):
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}"), printed
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["lora", "inspect", "a.safetensors"], "LoRA conversion comes with the training stage"),
+        (["lora", "convert", "a", "--to", "comfyui"], "LoRA conversion comes with the training stage"),
+        (["lora", "merge"], "LoRA conversion comes with the training stage"),
+        (["cache", "status"], "cache inspection comes with the dataset stage"),
+        (["cache", "verify"], "cache inspection comes with the dataset stage"),
+        (["cache", "prune"], "cache inspection comes with the dataset stage"),
+        (["cache", "decode", "clip"], "cache inspection comes with the dataset stage"),
+        (["server", "--port", "8001"], "the web UI comes last"),
+    ],
+)
+def test_commands_to_come_say_so(capsys, words, what):
+    assert main(words) == 2
+    name = " ".join(words[:1] if words[0] == "server" else words[:2])
+    assert capsys.readouterr().err == f"error: longcat-tune {name}: not available yet: {what}\n"
+
+
+def test_the_version_and_the_list_of_commands(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"longcat-tune {__version__}\n"
+    assert main([]) == main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in (*RUNS, "lora", "cache", "server") if f"\n  {name} " not in text] == []
+
+
+def test_the_package_is_the_program():
+    code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('longcat_tune', {}, '__main__')"
+    assert python(code) == f"longcat-tune {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_reads_nothing_heavy(words):
+    code = (
+        "import sys; from longcat_tune.cli import main; main(sys.argv[1:]); "
+        "print({'torch', 'diffusers', 'transformers', 'peft', 'av', 'numpy'} & sys.modules.keys())"
+    )
+    assert python(code.replace("sys.argv[1:]", repr(words))).splitlines()[-1] == "set()"
+
+
+def test_verbose_reaches_the_log(monkeypatch):
+    record(monkeypatch, "check")
+    seen: list[bool] = []
+    monkeypatch.setattr("longcat_tune.log.set_up", lambda *, verbose: seen.append(verbose))
+    main(["check", "--verbose"])
+    main(["check"])
+    assert seen == [True, False]

@@ -36,7 +36,8 @@ def test_shape_moves_as_captioned(motion):
     frames = render(scene, 96, 64, 5)
     centres = np.array([centre_of(frame, scene) for frame in frames])
     steps = np.sign(np.round(np.diff(centres, axis=0), 1))
-    assert (steps == MOTIONS[motion]).all()
+    said = [("right" in motion) - ("left" in motion), ("down" in motion) - ("up" in motion)]
+    assert (steps == said).all()
 
 
 @pytest.mark.parametrize("shape", SHAPE_SIDES)

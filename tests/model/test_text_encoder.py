@@ -76,6 +76,11 @@ def test_prompts_are_cleaned_as_officially(raw, clean):
     assert clean_prompt(raw) == clean
 
 
+def test_entities_are_resolved_twice_even_beside_markup():
+    # ftfy leaves entities alone in text that has a tag.
+    assert clean_prompt("<i>salt</i> &amp;amp; pepper") == "<i>salt</i> & pepper"
+
+
 def test_features_are_the_encoder_s_own_without_padding():
     [features] = tiny().encode([CAPTION])
     tokenizer = AutoTokenizer.from_pretrained(TINY / "tokenizer")

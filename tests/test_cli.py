@@ -131,6 +131,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         (["check", "stray"], "Got unexpected extra argument(s) (stray)"),
         (["init"], "Missing argument 'CLIPS_DIR'."),
         (["lora"], "Missing command."),
+        (["check", "--use_ema"], "command line: --use_ema (true): not available yet: "),
         (["check", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
         (["check", "--config", "no/config.json"], "no/config.json: there is no such file; "),
     ],

@@ -25,8 +25,8 @@ class Consequence:
 
     def matters(self, value: object) -> bool:
         """Whether the value would have changed the run."""
-        harmless = {"null", "none", "false", "", "[]", "{}", *(str(one).lower() for one in self.harmless)}
-        return value is not None and str(value).lower() not in harmless
+        harmless = {"none", "null", "false", "", "[]", "{}", *(str(one).lower() for one in self.harmless)}
+        return str(value).lower() not in harmless
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +203,9 @@ DATASET_KEYS = ForeignKeys(
             harmless=("reference_strict", "reference_loose", "i2v_first_frame"),
         ),
         "caption_filter_list": Consequence("edit the captions"),
+        "num_frames": Consequence("put it inside video"),
+        "bucket_strategy": Consequence("put it inside video"),
+        "frame_interval": Consequence("put it inside video"),
     },
 )
 

@@ -155,6 +155,7 @@ def test_foreign_keys_and_ours_do_not_overlap():
             {"is_i2v": False, "video": {"is_i2v": True}},
             "clips: is_i2v differs between the entry and its video object; keep one",
         ),
+        ({"num_frames": 49}, "clips: num_frames (49) does not exist here; put it inside video"),
         ({"end_epoch": 3}, "clips: end_epoch (3) does not exist here; use start_step and end_step"),
         (
             {"probability": 0.5},

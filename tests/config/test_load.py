@@ -127,6 +127,10 @@ def test_foreign_keys_and_ours_do_not_overlap():
             {"lora_format": ["peft", "zip"]},
             "lora_format (zip) must be one of peft, official, comfyui; remove it for the default, peft",
         ),
+        (
+            {"lora_format": ["zip"]},
+            "lora_format (zip) must be one of peft, official, comfyui; remove it for the default, peft",
+        ),
         ({"lora_format": []}, "lora_format ([]) must not be empty; remove it for the default, peft"),
         (
             {"base_model_precision": "nf4-bnb"},

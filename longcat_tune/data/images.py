@@ -1,0 +1,47 @@
+"""Still images as clips of one frame: upright, opaque, 8-bit RGB. Knows neither datasets nor buckets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from longcat_tune.data.refusals import UnusableFileError
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+BACKGROUND = "white"
+"""What shows through transparent pixels."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read frames_FHW3 of one frame, turned as its EXIF orientation says, transparency flattened.
+
+    Raises:
+        UnusableFileError: it is no image, or a damaged one.
+    """
+    try:
+        with Image.open(path) as image:
+            picture_HW3 = np.asarray(_opaque(ImageOps.exif_transpose(image)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = f"cannot be read as an image ({_first_line(error, path)})"
+        raise UnusableFileError(path, reason, "replace the file or take it out of the folder") from error
+    return picture_HW3[None]
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion cuts 16-bit values off at 255 instead of scaling them.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    flat = Image.new("RGBA", image.size, BACKGROUND)
+    flat.alpha_composite(image.convert("RGBA"))
+    return flat.convert("RGB")
+
+
+def _first_line(error: Exception, path: Path) -> str:
+    """Pillow's own words, without the path that the message has already."""
+    return str(error).replace(f" '{path}'", "").partition("\n")[0]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -19,6 +19,9 @@ from typer.exceptions import TyperException
 
 from longcat_tune import __version__
 from longcat_tune.errors import NotAvailableYetError, UserError
+
+if TYPE_CHECKING:
+    from longcat_tune.config.run import RunConfig
 
 ConfigFile = Annotated[
     Path | None,
@@ -129,13 +132,17 @@ def init(
     demo: Annotated[
         bool, typer.Option("--demo", help="Make a few captioned clips in the folder first.")
     ] = False,
+    flavour: Annotated[
+        Literal["final", "tiny"] | None,
+        typer.Option("--model_flavour", help="The model; by default tiny where there is no GPU."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Write a config.json and multidatabackend.json that fit a folder of clips."""
     _set_up_log(verbose=verbose)
     from longcat_tune.runs.init import init as run
 
-    run(clips_dir, i2v=i2v, demo=demo)
+    run(clips_dir, i2v=i2v, demo=demo, flavour=flavour)
 
 
 CONFIG_COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -152,7 +159,9 @@ def _set_up_log(*, verbose: bool) -> None:
     log.set_up(verbose=verbose)
 
 
-def _load(config: Path | None, values: Mapping[str, str | bool | None], *, verbose: bool) -> tuple[Any, Path]:
+def _load(
+    config: Path | None, values: Mapping[str, str | bool | None], *, verbose: bool
+) -> tuple[RunConfig, Path]:
     """The run's config, and the folder its relative paths may start from."""
     _set_up_log(verbose=verbose)
     from longcat_tune.config.load import load_run_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+import longcat_tune
 from longcat_tune import __version__
 from longcat_tune.cli import CONFIG_COMMANDS, main
 from longcat_tune.config.run import keys, sections
@@ -90,7 +92,8 @@ def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command)
 def test_commands_hand_over_their_own_options(monkeypatch):
     validate, check, init = (record(monkeypatch, command) for command in ("validate", "check", "init"))
     words = ["--lora", "a", "--lora", "b", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
-    assert main(["validate", *words]) == main(["check", "--json"]) == main(["init", "clips", "--i2v"]) == 0
+    assert main(["validate", *words]) == main(["check", "--json"]) == 0
+    assert main(["init", "clips", "--i2v", "--model_flavour", "tiny"]) == 0
     assert validate[0][1] == {
         "config_dir": Path(),
         "loras": [Path("a"), Path("b")],
@@ -98,7 +101,21 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "image": Path("i.png"),
     }
     assert check[0][1] == {"config_dir": Path(), "as_json": True}
-    assert init == [(Path("clips"), {"i2v": True, "demo": False})]
+    assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_runs_take_what_is_handed_over(monkeypatch, command):
+    calls = record(monkeypatch, command)
+    main([command, *(["clips"] if command == "init" else [])])
+    [(_, options)] = calls
+    module, function = RUNS[command]
+    tree = ast.parse(
+        (Path(longcat_tune.__file__).parent / "runs" / f"{module}.py").read_text(encoding="utf-8")
+    )
+    [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    assert len(found.args.args) == 1
+    assert {argument.arg for argument in found.args.kwonlyargs} == options.keys()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ class TrainingSection(Section):
     lr_warmup_steps: int = Field(
         default=0, ge=0, description="Steps over which the learning rate rises from 0."
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Bound of the gradient, by grad_clip_method.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Bound of the gradient, by grad_clip_method; 0: none."
+    )
     grad_clip_method: Literal["norm", "value"] = Field(
         default="norm", description="norm: the whole gradient is scaled down; value: each element is cut."
     )

@@ -24,6 +24,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+output = Console(soft_wrap=True)
+"""What a command was asked to show, on standard output."""
+
 console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 logger = logging.getLogger(__name__)
 

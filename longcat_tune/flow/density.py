@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 
 from longcat_tune.flow.schedule import shift_sigma
 
+DensityKind = Literal["logit_normal", "uniform", "beta"]
+
 
 @dataclass(frozen=True, slots=True)
 class SigmaDensity:
@@ -22,7 +24,7 @@ class SigmaDensity:
         sigmoid_scale: width of the logit-normal.
     """
 
-    kind: Literal["logit_normal", "uniform", "beta"] = "logit_normal"
+    kind: DensityKind = "logit_normal"
     shift: float = 12.0
     sigmoid_scale: float = 1.0
 

@@ -23,7 +23,9 @@ class RenderRequest:
         num_steps: model evaluations.
         guidance: 1 evaluates once a step, more twice.
         seed: of the starting noise.
-        start_image: the first frame of an image-to-video render; None renders from text alone.
+        start_image: holds the first frame of an image-to-video render, an image or a clip; None renders from
+            text alone.
+        start_seconds: where in a clip that frame is.
     """
 
     name: str
@@ -34,6 +36,7 @@ class RenderRequest:
     guidance: float
     seed: int
     start_image: Path | None = None
+    start_seconds: float = 0.0
 
     @property
     def file_stem(self) -> str:

@@ -1,0 +1,46 @@
+"""The command `check`: what a run would do with every file, and every problem, before weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from longcat_tune.config.run import RunConfig
+from longcat_tune.log import output
+from longcat_tune.runs.plan import describe, make_plan
+from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report
+from longcat_tune.runs.requests import plan_requests
+
+
+def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
+    """Show the plan of a run.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        as_json: for machines; the same content.
+
+    Raises:
+        DataError: at least one file cannot be used.
+        UserError: the plan cannot be made at all.
+    """
+    plan = make_plan(config, config_dir=config_dir)
+    requests = plan_requests(config.validation, plan.held_out_plan(config.validation.eval_dataset_id))
+    report = plan_report(plan, requests)
+    if as_json:
+        output.print(json.dumps(report, indent=2, ensure_ascii=False), markup=False, highlight=False)
+    else:
+        output.print(bucket_table(report))
+        for line in accounting_lines(report):
+            output.print(line, markup=False, highlight=False)
+        for request in requests:
+            seconds = request.size.num_frames / config.data.framerate
+            output.print(
+                f"render {request.name}: {request.size.name}, {seconds:.1f} s, {request.num_steps} steps, "
+                f"guidance {request.guidance:g}",
+                markup=False,
+                highlight=False,
+            )
+        for refusal in plan.refusals:
+            output.print(f"refused {describe(refusal)}", markup=False, highlight=False)
+    plan.require_sound()

@@ -1,0 +1,195 @@
+"""RunConfig to RunPlan: what was asked becomes folders that exist, clips in buckets, and steps.
+
+Opens no weights; every clip found is either planned or refused with a reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.load import load_datasets
+from longcat_tune.config.run import RunConfig
+from longcat_tune.data.manifest import Manifest, scan
+from longcat_tune.data.planning import DatasetPlan, plan_dataset
+from longcat_tune.errors import DataError
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint
+from longcat_tune.types import Bucket, PlannedClip, Refusal
+
+logger = logging.getLogger(__name__)
+
+
+TRAINED_TYPES = ("video", "image")
+WHERE_TO_LOOK = "`longcat-tune check` shows the whole picture"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDataset:
+    """One entry of the data file with what became of its clips.
+
+    Attributes:
+        entry: as written.
+        plan: its clips in buckets, and those refused.
+    """
+
+    entry: DatasetEntry
+    plan: DatasetPlan
+
+    @property
+    def bucket_uses(self) -> dict[Bucket, int]:
+        """How often each bucket's clips are used in one epoch."""
+        uses: dict[Bucket, int] = {}
+        for clip in self.plan.clips:
+            uses[clip.bucket] = uses.get(clip.bucket, 0) + self.entry.repeats + 1
+        return uses
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run will do.
+
+    Attributes:
+        checkpoint: where the weights are.
+        training: the datasets trained on.
+        held_out: the datasets that are rendered and evaluated only.
+        conditioning: the entries of start images.
+        text_cache: folder of text features, when an entry names one.
+        steps_per_epoch: optimizer steps in one pass over all clips.
+        max_steps: optimizer steps of the run; None when its length was not given.
+    """
+
+    checkpoint: CheckpointFolders
+    training: tuple[PlannedDataset, ...]
+    held_out: tuple[PlannedDataset, ...]
+    conditioning: tuple[DatasetEntry, ...]
+    text_cache: Path | None
+    steps_per_epoch: int
+    max_steps: int | None
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Every file of every dataset that cannot be used."""
+        datasets = (*self.training, *self.held_out)
+        return tuple(refusal for dataset in datasets for refusal in dataset.plan.refusals)
+
+    def held_out_plan(self, dataset_id: str | None) -> DatasetPlan | None:
+        """The clips that renders take their samples from."""
+        return next((dataset.plan for dataset in self.held_out if dataset.entry.id == dataset_id), None)
+
+    def training_clips(self) -> Iterator[tuple[DatasetEntry, PlannedClip]]:
+        """Every clip trained on, in a fixed order."""
+        for dataset in self.training:
+            for clip in dataset.plan.clips:
+                yield dataset.entry, clip
+
+    def conditioning_entry(self, image: Path) -> DatasetEntry | None:
+        """The entry whose folder holds this start image."""
+        for entry in self.conditioning:
+            if image.is_relative_to(entry.instance_data_dir):
+                return entry
+        return None
+
+    def require_sound(self) -> None:
+        """Stop before anything is encoded when a file was refused or nothing is left.
+
+        Raises:
+            DataError: lists every refused file with its reason and remedy.
+        """
+        refusals = self.refusals
+        if refusals:
+            lines = [f"{describe(refusal)}" for refusal in refusals]
+            found = sum(dataset.plan.found for dataset in (*self.training, *self.held_out))
+            head = f"{len(refusals)} of {found} files found cannot be used; {WHERE_TO_LOOK}:"
+            raise DataError("\n  ".join([head, *lines]))
+        if not any(dataset.plan.clips for dataset in self.training):
+            msg = (
+                "data_backend_config: no clips to train on; add an entry of dataset_type video or image "
+                f"whose folder holds some; {WHERE_TO_LOOK}"
+            )
+            raise DataError(msg)
+
+
+def describe(refusal: Refusal) -> str:
+    """One line for a refused file: which, why, what to do."""
+    return f"{refusal.dataset_id}: {refusal.path} {refusal.reason}; {refusal.remedy}"
+
+
+def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
+    """Look at every file of every dataset and decide what becomes of it.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+
+    Raises:
+        ConfigError: the data file is wrong, or eval_dataset_id names nothing.
+        DataError: a folder is missing or empty.
+        CheckpointError: the weights cannot be found.
+    """
+    entries = load_datasets(config, config_dir=config_dir)
+    stills = {entry.id: scan(entry) for entry in entries if entry.dataset_type == "conditioning"}
+    held_out_id = config.validation.eval_dataset_id
+    trained, held_out = [], []
+    for entry in entries:
+        if entry.dataset_type in TRAINED_TYPES and entry.id != held_out_id:
+            trained.append(_planned(entry, stills, config))
+        elif entry.dataset_type == "eval" or entry.id == held_out_id:
+            held_out.append(_planned(entry, stills, config))
+    training = config.training
+    batches = sum(
+        math.ceil(uses / training.train_batch_size)
+        for dataset in trained
+        for uses in dataset.bucket_uses.values()
+    )
+    steps_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
+    return RunPlan(
+        checkpoint=find_checkpoint(config.model),
+        training=tuple(trained),
+        held_out=tuple(held_out),
+        conditioning=tuple(entry for entry in entries if entry.id in stills),
+        text_cache=_text_cache(entries),
+        steps_per_epoch=steps_per_epoch,
+        max_steps=_max_steps(config, steps_per_epoch),
+    )
+
+
+def plan_without_clips(config: RunConfig, *, config_dir: Path) -> RunPlan:
+    """Plan renders that need no dataset: only the weights and, if the data file names one, the text cache.
+
+    Raises:
+        ConfigError: the data file is wrong.
+        CheckpointError: the weights cannot be found.
+    """
+    entries: tuple[DatasetEntry, ...] = ()
+    if config.data.data_backend_config is not None:
+        entries = load_datasets(config, config_dir=config_dir)
+    return RunPlan(
+        checkpoint=find_checkpoint(config.model),
+        training=(),
+        held_out=(),
+        conditioning=(),
+        text_cache=_text_cache(entries),
+        steps_per_epoch=0,
+        max_steps=None,
+    )
+
+
+def _text_cache(entries: Sequence[DatasetEntry]) -> Path | None:
+    return next((entry.cache_dir for entry in entries if entry.dataset_type == "text_embeds"), None)
+
+
+def _planned(entry: DatasetEntry, stills: dict[str, Manifest], config: RunConfig) -> PlannedDataset:
+    partners = tuple(stills[name] for name in entry.conditioning_data)
+    plan = plan_dataset(entry, scan(entry), framerate=config.data.framerate, conditioning=partners)
+    return PlannedDataset(entry, plan)
+
+
+def _max_steps(config: RunConfig, steps_per_epoch: int) -> int | None:
+    if config.training.max_train_steps is not None:
+        return config.training.max_train_steps
+    epochs = config.training.num_train_epochs
+    return None if epochs is None else epochs * steps_per_epoch

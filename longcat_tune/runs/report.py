@@ -1,0 +1,99 @@
+"""What a plan says, for people and for machines: the tables of `check` and the content of plan.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from longcat_tune import __version__
+from longcat_tune.runs.plan import PlannedDataset, RunPlan
+from longcat_tune.sampling.requests import RenderRequest
+
+VERSIONED = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def plan_report(plan: RunPlan, requests: Sequence[RenderRequest]) -> dict[str, Any]:
+    """Everything a plan decided, as JSON values."""
+    return {
+        "datasets": [
+            *(_dataset_report(dataset, trained=True) for dataset in plan.training),
+            *(_dataset_report(dataset, trained=False) for dataset in plan.held_out),
+        ],
+        "steps_per_epoch": plan.steps_per_epoch,
+        "max_steps": plan.max_steps,
+        "checkpoint": {
+            "transformer": str(plan.checkpoint.transformer),
+            "vae": str(plan.checkpoint.vae),
+            "text_encoder": str(plan.checkpoint.text_encoder),
+        },
+        "renders": [
+            {
+                "name": request.name,
+                "prompt": request.prompt,
+                "size": request.size.name,
+                "steps": request.num_steps,
+                "guidance": request.guidance,
+                "seed": request.seed,
+                "start_image": None if request.start_image is None else str(request.start_image),
+            }
+            for request in requests
+        ],
+        "versions": {"longcat-tune": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
+
+
+def _dataset_report(dataset: PlannedDataset, *, trained: bool) -> dict[str, Any]:
+    plan = dataset.plan
+    clips = Counter(clip.bucket for clip in plan.clips)
+    return {
+        "id": dataset.entry.id,
+        "trained": trained,
+        "found": plan.found,
+        "used": len(plan.clips),
+        "refused": len(plan.refusals),
+        "buckets": [
+            {
+                "bucket": bucket.name,
+                "clips": clips[bucket],
+                "uses_per_epoch": uses,
+                "frames": bucket.num_frames,
+                "tokens": bucket.num_tokens,
+            }
+            for bucket, uses in sorted(dataset.bucket_uses.items())
+        ],
+        "refusals": [
+            {"path": str(refusal.path), "reason": refusal.reason, "remedy": refusal.remedy}
+            for refusal in plan.refusals
+        ],
+    }
+
+
+def bucket_table(report: dict[str, Any]) -> Table:
+    """One row per dataset and bucket."""
+    table = Table("dataset", "bucket", "clips", "uses per epoch", "frames", "tokens", box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for dataset in report["datasets"]:
+        label = dataset["id"] if dataset["trained"] else f"{dataset['id']} (held out)"
+        for row in dataset["buckets"]:
+            numbers = (row["clips"], row["uses_per_epoch"], row["frames"], row["tokens"])
+            table.add_row(label, row["bucket"], *(f"{number:,}" for number in numbers))
+    return table
+
+
+def accounting_lines(report: dict[str, Any]) -> list[str]:
+    """How many files were found, used and refused, and how long an epoch is."""
+    lines = [
+        f"{dataset['id']}: {dataset['found']} found = {dataset['used']} used + {dataset['refused']} refused"
+        for dataset in report["datasets"]
+    ]
+    steps = f"{report['steps_per_epoch']} steps per epoch"
+    if report["max_steps"] is not None:
+        steps += f", {report['max_steps']} steps in all"
+    return [*lines, steps]

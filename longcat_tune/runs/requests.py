@@ -1,0 +1,98 @@
+"""What a run renders: requests from the validation keys, from held-out clips, or from the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longcat_tune.config.validation import ValidationSection
+from longcat_tune.data.planning import DatasetPlan
+from longcat_tune.errors import ConfigError
+from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.types import Bucket
+
+NAME_LENGTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a render shows, before sizes and steps are set.
+
+    Attributes:
+        name: for the file.
+        prompt: what to show.
+        start_image: an image or clip that holds the first frame, if it is given.
+        start_seconds: where in a clip it is.
+    """
+
+    name: str
+    prompt: str
+    start_image: Path | None = None
+    start_seconds: float = 0.0
+
+
+def plan_requests(validation: ValidationSection, held_out: DatasetPlan | None) -> tuple[RenderRequest, ...]:
+    """Turn the validation keys into requests; none when nothing is asked for.
+
+    Args:
+        validation: the section.
+        held_out: the plan of eval_dataset_id.
+
+    Raises:
+        ConfigError: renders from a dataset are asked for and it has no clips.
+    """
+    subjects: list[Subject] = []
+    if validation.validation_prompt is not None:
+        subjects.append(Subject("prompt", validation.validation_prompt))
+    if validation.validation_using_datasets and held_out is not None:
+        subjects += _held_out_subjects(held_out, validation.num_eval_images)
+    return _sized(subjects, validation)
+
+
+def command_requests(
+    validation: ValidationSection, *, prompts: Sequence[str], image: Path | None
+) -> tuple[RenderRequest, ...]:
+    """Turn prompts of the command line into requests, all from the same start image if one is given."""
+    return _sized([Subject(prompt, prompt, image) for prompt in prompts], validation)
+
+
+def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
+    if not held_out.clips:
+        msg = "eval_dataset_id names a dataset without usable clips; `longcat-tune check` says why"
+        raise ConfigError(msg)
+    subjects = []
+    for clip in held_out.clips[:count]:
+        record, name = clip.record, Path(clip.record.name).stem
+        if not clip.num_cond_latents:
+            subjects.append(Subject(name, record.captions[0]))
+        elif record.conditioning is not None:
+            subjects.append(Subject(name, record.captions[0], record.conditioning))
+        else:
+            subjects.append(Subject(name, record.captions[0], record.path, clip.frame_times[0]))
+    return subjects
+
+
+def _sized(subjects: Sequence[Subject], validation: ValidationSection) -> tuple[RenderRequest, ...]:
+    taken: dict[str, int] = {}
+    requests = []
+    for subject in subjects:
+        name = re.sub(r"[^\w.-]+", "-", subject.name).strip("-")[:NAME_LENGTH] or "clip"
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        requests += [
+            RenderRequest(
+                name=unique,
+                prompt=subject.prompt,
+                negative_prompt=validation.validation_negative_prompt,
+                size=Bucket(width, height, validation.validation_num_video_frames),
+                num_steps=validation.validation_num_inference_steps,
+                guidance=validation.validation_guidance,
+                seed=validation.validation_seed,
+                start_image=subject.start_image,
+                start_seconds=subject.start_seconds,
+            )
+            for width, height in validation.validation_resolution
+        ]
+    return tuple(requests)

@@ -1,0 +1,105 @@
+"""The command `validate`: the same renders as inside a run, of the base model or of LoRA files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora
+from longcat_tune.config.run import RunConfig
+from longcat_tune.errors import ConfigError
+from longcat_tune.model.lora import load_lora
+from longcat_tune.runs.build import build_transformer, pick_device, uses_autocast
+from longcat_tune.runs.cache import fill_caches
+from longcat_tune.runs.plan import RunPlan, make_plan, plan_without_clips
+from longcat_tune.runs.render import build_renderer, weights_identity
+from longcat_tune.runs.requests import command_requests, plan_requests
+from longcat_tune.sampling.requests import RenderRequest
+
+logger = logging.getLogger(__name__)
+
+
+def validate(
+    config: RunConfig,
+    *,
+    config_dir: Path,
+    loras: Sequence[Path],
+    prompts: Sequence[str],
+    image: Path | None,
+) -> None:
+    """Render with the validation keys.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        loras: files to apply together; none renders the base model.
+        prompts: instead of the config's.
+        image: start image of all prompts.
+
+    Raises:
+        ConfigError: there is nothing to render, or the start image does not exist.
+        UserError: a file, the weights or the device will not do.
+    """
+    if image is not None and not image.is_file():
+        msg = f"--image ({image}) does not exist; give the path of a start image"
+        raise ConfigError(msg)
+    adapters = [read_lora(path) for path in loras]
+    plan, requests = _plan(config, config_dir=config_dir, prompts=prompts, image=image)
+    device = pick_device()
+    cached = fill_caches(config, plan, requests, device=device)
+    model = build_transformer(config.model, plan.checkpoint.transformer, device=device)
+    for number, adapter in enumerate(adapters, start=1):
+        load_lora(
+            model,
+            adapter.weights,
+            adapter.alphas,
+            adapter=f"lora-{number}",
+            autocast=uses_autocast(config.model),
+        )
+    folder = config.output.output_dir / "validation" / _folder_name(loras)
+    renderer = build_renderer(config, plan.checkpoint, model, device=device)
+    shown = renderer.render(cached.requests, folder=folder, weights=_identity(plan, adapters))
+    for path in shown:
+        logger.info("%s", path)
+
+
+def _plan(
+    config: RunConfig, *, config_dir: Path, prompts: Sequence[str], image: Path | None
+) -> tuple[RunPlan, tuple[RenderRequest, ...]]:
+    validation = config.validation
+    if image is not None and not prompts and validation.validation_prompt is not None:
+        prompts = [validation.validation_prompt]
+    if prompts:
+        requests = command_requests(validation, prompts=prompts, image=image)
+        return plan_without_clips(config, config_dir=config_dir), requests
+    if validation.validation_using_datasets:
+        plan = make_plan(config, config_dir=config_dir)
+        plan.require_sound()
+    else:
+        plan = plan_without_clips(config, config_dir=config_dir)
+    requests = plan_requests(validation, plan.held_out_plan(validation.eval_dataset_id))
+    if not requests:
+        msg = (
+            "nothing to render: give --prompt TEXT, or set validation_prompt, or set "
+            "validation_using_datasets with eval_dataset_id"
+        )
+        raise ConfigError(msg)
+    return plan, requests
+
+
+def _folder_name(loras: Sequence[Path]) -> str:
+    if not loras:
+        return "base"
+    # Every checkpoint's file has the same name: its folder tells them apart.
+    return "+".join(path.parent.name if path.name == LORA_FILE else path.stem for path in loras)
+
+
+def _identity(plan: RunPlan, adapters: Sequence[LoraWeights]) -> str:
+    named = {
+        f"{number}.{name}": weight
+        for number, adapter in enumerate(adapters)
+        for name, weight in adapter.weights.items()
+    }
+    alphas = [sorted(adapter.alphas.items()) for adapter in adapters]
+    return weights_identity(f"{plan.checkpoint.transformer} {alphas}", named)

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The whole path on the embedded miniature: clips, caches, LoRA, rendered video. Works from any folder.
+#
+#   scripts/quickstart.sh               on eight small clips that it draws
+#   scripts/quickstart.sh CLIPS_DIR     on your own: videos with a caption of the same name in a .txt beside
+#
+# Everything it makes lies in quickstart/ (or $LONGCAT_TUNE_QUICKSTART). A second run goes on where the first
+# one ended and does nothing twice.
+set -euo pipefail
+clips=${1:+$(cd "$1" && pwd)}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+ensure_environment
+
+work=${LONGCAT_TUNE_QUICKSTART:-quickstart}
+mkdir -p "$work"
+cd "$work"
+config=config/config.json
+
+step() { printf '\n== %s\n' "$*"; "$@"; }
+
+if [ ! -f "$config" ]; then
+    if [ -n "$clips" ]; then
+        step longcat-tune init "$clips" --flavour tiny
+    else
+        step longcat-tune init clips --demo --flavour tiny
+    fi
+fi
+step longcat-tune check --config "$config"
+step longcat-tune cache-latents --config "$config"
+step longcat-tune train --config "$config"
+step longcat-tune validate --config "$config" --lora longcat-tune-results/pytorch_lora_weights.safetensors
+
+results=$work/longcat-tune-results
+cat << END
+
+Done. In $results:
+  the LoRA    pytorch_lora_weights.safetensors
+  the videos  $(cd longcat-tune-results && ls -d validation/*/*.mp4 | tail -n 1) and the others beside it
+  the grids   $(cd longcat-tune-results && ls -d validation/*/grid.png | tail -n 1); step_000000 is the base model
+  the record  events.jsonl, one line per step
+
+Next, on a machine with a GPU, the same with the real model:
+  longcat-tune init CLIPS_DIR && longcat-tune train --config config/config.json
+END

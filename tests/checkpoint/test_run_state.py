@@ -1,0 +1,277 @@
+"""Checkpoints are complete or absent, whatever happens while they are written, and bring everything back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Generator, nn
+from torch.optim import SGD, Adafactor, AdamW, Optimizer
+
+from longcat_tune.checkpoint.run_state import (
+    RunState,
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from longcat_tune.errors import CheckpointError
+
+Build = Callable[[nn.Module], Optimizer]
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def adamw(model: nn.Module) -> Optimizer:
+    return AdamW(model.parameters(), lr=1e-2)
+
+
+def two_groups(model: nn.Module) -> Optimizer:
+    weight, bias = model.parameters()
+    return AdamW([{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "lr": 1e-3}], amsgrad=True)
+
+
+OPTIMIZERS: dict[str, Build] = {
+    "adamw": adamw,
+    "two groups": two_groups,
+    "sgd": lambda model: SGD(model.parameters(), lr=1e-2, momentum=0.9),
+    "adafactor": lambda model: Adafactor(model.parameters(), lr=1e-2),
+}
+
+
+def toy() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(5, 3)
+
+
+def step(model: nn.Module, optimizer: Optimizer, number: int) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(4, 5, generator=Generator().manual_seed(number))).square().sum().backward()
+    optimizer.step()
+
+
+def save(
+    output_dir: Path,
+    number: int,
+    model: nn.Module | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    limit: int = 9,
+) -> Path:
+    model = model or toy()
+    if optimizer is None:
+        optimizer = adamw(model)
+        step(model, optimizer, number)
+    state = RunState(number, 1, (1, number), {"lora_rank": 4})
+    return save_checkpoint(
+        output_dir,
+        state,
+        optimizer,
+        write_files=lambda folder: save_file(dict(model.state_dict()), folder / LORA),
+        total_limit=limit,
+    )
+
+
+def names(output_dir: Path) -> list[str]:
+    return sorted(path.name for path in output_dir.iterdir())
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_ten_steps_and_ten_resumed_ones_equal_twenty_to_the_bit(tmp_path: Path, build: Build) -> None:
+    whole = toy()
+    optimizer = build(whole)
+    for number in range(20):
+        step(whole, optimizer, number)
+        if number == 9:
+            save(tmp_path, 10, whole, optimizer)
+
+    resumed = toy()
+    optimizer = build(resumed)
+    state = load_checkpoint(tmp_path / "checkpoint-000010", optimizer)
+    resumed.load_state_dict(load_file(tmp_path / "checkpoint-000010" / LORA))
+    assert state == RunState(10, 1, (1, 10), {"lora_rank": 4})
+    for number in range(10, 20):
+        step(resumed, optimizer, number)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.bias, whole.bias)
+
+
+def test_a_folder_holds_no_pickle_and_lists_its_files(tmp_path: Path) -> None:
+    folder = save(tmp_path, 500)
+    assert folder.name == "checkpoint-000500"
+    assert names(folder) == ["optimizer.json", "optimizer.safetensors", LORA, "training_state.json"]
+    stored = json.loads((folder / "training_state.json").read_text())
+    assert stored["files"].keys() == set(names(folder)) - {"training_state.json"}
+    assert stored["files"][LORA]["bytes"] == (folder / LORA).stat().st_size
+    assert names(tmp_path) == ["checkpoint-000500"]
+
+
+def test_what_the_config_sets_is_not_overruled_but_running_values_come_back(tmp_path: Path) -> None:
+    model = toy()
+    optimizer = adamw(model)
+    optimizer.param_groups[0]["d_estimate"] = 0.125
+    save(tmp_path, 1, model, optimizer)
+    changed = AdamW(model.parameters(), lr=5e-5, betas=(0.5, 0.6), weight_decay=0.3)
+    changed.param_groups[0]["d_estimate"] = 1e-6
+    load_checkpoint(tmp_path / "checkpoint-000001", changed)
+    group = changed.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (5e-5, (0.5, 0.6), 0.3)
+    assert group["d_estimate"] == 0.125
+
+
+def test_an_optimizer_over_other_parameters_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"belongs to 2 parameters, which differ .* same lora_rank"):
+        load_checkpoint(folder, adamw(nn.Linear(5, 4)))
+
+
+def delete(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+
+
+def zero_tail(folder: Path) -> None:
+    content = (folder / LORA).read_bytes()
+    (folder / LORA).write_bytes(content[:-16] + bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (delete("training_state.json"), r"training_state\.json is missing"),
+        (truncate("training_state.json"), r"training_state\.json is damaged"),
+        (delete("optimizer.safetensors"), r"optimizer\.safetensors is missing"),
+        (truncate("optimizer.json"), r"optimizer\.json is damaged"),
+        (zero_tail, r"pytorch_lora_weights\.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_named_and_skipped_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], problem: str
+) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == newest
+    damage(newest)
+    with caplog.at_level(logging.WARNING):
+        assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000001"
+    (record,) = caplog.records
+    assert str(newest) in record.getMessage()
+    optimizer = adamw(toy())
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        load_checkpoint(newest, optimizer)
+    assert "resume_from_checkpoint: latest" in str(caught.value)
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_resume_from_checkpoint_takes_latest_a_name_or_a_path(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "not yet", "latest") is None
+    first, second = save(tmp_path, 1), save(tmp_path, 20)
+    assert find_checkpoint(tmp_path, "latest") == second
+    assert find_checkpoint(tmp_path, "checkpoint-000001") == first
+    assert find_checkpoint(tmp_path / "elsewhere", str(first)) == first
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-3\) .* there are: checkpoint-000001, checkpoint-000020"
+    ):
+        find_checkpoint(tmp_path, "checkpoint-3")
+
+
+def test_pruning_keeps_the_newest_and_no_more_than_asked(tmp_path: Path) -> None:
+    for number in (999_999, 1_000_000, 1_000_001):
+        save(tmp_path, number, limit=2)
+    assert names(tmp_path) == ["checkpoint-1000000", "checkpoint-1000001"]
+    save(tmp_path, 7, limit=1)
+    assert names(tmp_path) == ["checkpoint-000007"]
+
+
+def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    truncate(LORA)(folder)
+    assert save(tmp_path, 1) == folder
+    assert latest_checkpoint(tmp_path) == folder
+    assert names(tmp_path) == [folder.name]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    save(tmp_path, 1, limit=1)
+
+    def write_files(folder: Path) -> None:
+        (folder / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(tmp_path, RunState(2, 0, ()), adamw(toy()), write_files=write_files, total_limit=1)
+    message = str(caught.value)
+    assert message.startswith("checkpoint of step 2 was not saved, earlier ones are intact: cannot write")
+    assert "the disk is full (No space left on device); free some space" in message
+    assert names(tmp_path) == ["checkpoint-000001"]
+    load_checkpoint(tmp_path / "checkpoint-000001", adamw(toy()))
+
+
+@pytest.mark.parametrize("limit", [100, 900, 1300])
+def test_a_real_limit_of_the_system_in_any_file_is_survived(tmp_path: Path, limit: int) -> None:
+    save(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    model = toy()
+    try:
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            save_checkpoint(
+                tmp_path,
+                RunState(2, 0, (), {"long": "x" * 2000}),
+                adamw(model),
+                write_files=lambda folder: (folder / LORA).write_bytes(b"x" * 50),
+                total_limit=1,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert names(tmp_path) == ["checkpoint-000001"]
+
+
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    save(tmp_path, 1, limit=2)
+    unfinished = 0
+    for _ in range(12):
+        # A fork, because a new interpreter would spend seconds on importing torch.
+        child = os.fork()
+        if child == 0:
+            number = int(names(tmp_path)[-1].split("-")[1].split(".")[0])
+            while True:
+                number += 1
+                save(tmp_path, number, limit=2)
+        time.sleep(moments.uniform(0.005, 0.06))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        unfinished += any(".tmp-" in name for name in names(tmp_path))
+        newest = latest_checkpoint(tmp_path)
+        assert newest is not None
+        load_checkpoint(newest, adamw(toy()))
+        assert newest.name == [name for name in names(tmp_path) if ".tmp-" not in name][-1]
+    assert unfinished
+    save(tmp_path, 999_999, limit=1)
+    assert names(tmp_path) == ["checkpoint-999999"]
+
+
+def test_an_interruption_while_saving_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, RunState(1, 0, ()), adamw(toy()), write_files=interrupted, total_limit=1)
+    assert names(tmp_path) == []

@@ -1,0 +1,145 @@
+"""A run that was stopped and resumed ends where an uninterrupted one ends, to the bit, through real files."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora, write_lora
+from longcat_tune.checkpoint.run_state import (
+    RunState,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from longcat_tune.errors import InterruptedRunError
+from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.memory.recompute import enable_recompute
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora import add_lora, load_lora_state, lora_alphas, lora_state
+from longcat_tune.model.lora_targets import lora_target_modules
+from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
+from longcat_tune.training.loop import LoopParts, run_loop
+from longcat_tune.training.metrics import StepMetrics
+from longcat_tune.training.optimizers import build_adamw, build_schedule
+from longcat_tune.types import Batch
+from tests.training.toys import ToyGroup
+
+
+def batch(number: int) -> Batch:
+    generator = Generator().manual_seed(number)
+    return Batch(
+        latents_BCTHW=torch.randn(1 + number % 2, 4, 3, 4, 4, generator=generator).bfloat16(),
+        text_BLD=torch.randn(1 + number % 2, 6, 8, generator=generator).bfloat16(),
+        mask_BL=torch.tensor([[1, 1, 1, 1, 0, 0]]).repeat(1 + number % 2, 1),
+        num_cond_latents=number % 2,
+        clip_ids=(f"clip {number}",) * (1 + number % 2),
+    )
+
+
+def groups(start: int) -> Iterator[ToyGroup]:
+    for number in count(start):
+        yield ToyGroup((batch(2 * number), batch(2 * number + 1)), number // 4, (number // 4, number + 1))
+
+
+class Run:
+    """What `runs` will do: build, resume if there is something, train, save."""
+
+    def __init__(self, output_dir: Path, *, bf16: bool, stop_at: int | None = None) -> None:
+        torch.seed()  # Every process starts with another global state.
+        self.output_dir = output_dir
+        self.bf16 = bf16
+        self.stop_at = stop_at
+        self.losses: list[float] = []
+        self.model = self.built()
+        self.optimizer = build_adamw(
+            (p for p in self.model.parameters() if p.requires_grad), learning_rate=1e-2
+        )
+
+    def built(self) -> LongCatVideoTransformer:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = LongCatVideoTransformer(4, 4, 32, 1, 2, 8, 4, 16, 16)
+        model.to(torch.bfloat16 if self.bf16 else torch.float32)
+        names = lora_target_modules(model, "all-linear")
+        generator = Generator().manual_seed(42)
+        add_lora(model, targets=names, rank=2, alpha=4, dropout=0.2, generator=generator, autocast=self.bf16)
+        enable_recompute(model.blocks)
+        return model
+
+    def train(self, max_steps: int, *, save_every: int = 1000) -> dict[str, Tensor]:
+        start = LoopState()
+        if folder := latest_checkpoint(self.output_dir):
+            state = load_checkpoint(folder, self.optimizer)
+            load_lora_state(self.model, read_lora(folder / LORA_FILE).weights)
+            start = LoopState(state.step, state.epoch, state.cursor)
+        parts = LoopParts(
+            self.model,
+            self.optimizer,
+            build_schedule(
+                "constant_with_warmup", self.optimizer, warmup_steps=7, completed_steps=start.step
+            ),
+            Accelerator(cpu=True),
+            SigmaDensity().sample,
+            lambda: torch.autocast("cpu", torch.bfloat16, enabled=self.bf16),
+        )
+        settings = LoopSettings(max_steps=max_steps, seed=42, save_every=save_every, max_grad_norm=0.5)
+        hooks = LoopHooks(save=self.save, validate=lambda step: None, on_step=self.on_step)
+        first = start.cursor[1] if start.cursor else 0
+        run_loop(parts, groups(first), settings=settings, hooks=hooks, start=start)
+        return lora_state(self.model)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.losses.append(metrics.loss)
+        if metrics.step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def save(self, state: LoopState) -> None:
+        lora = LoraWeights(lora_state(self.model), lora_alphas(self.model))
+        save_checkpoint(
+            self.output_dir,
+            RunState(state.step, state.epoch, state.cursor),
+            self.optimizer,
+            write_files=lambda folder: write_lora(folder / LORA_FILE, lora),
+            total_limit=2,
+        )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_ten_and_ten_steps_equal_twenty_to_the_bit(tmp_path: Path, bf16: bool) -> None:
+    whole = Run(tmp_path / "whole", bf16=bf16)
+    expected = whole.train(20, save_every=6)
+    first = Run(tmp_path / "parts", bf16=bf16, stop_at=10)
+    with pytest.raises(InterruptedRunError):
+        first.train(20)
+    second = Run(tmp_path / "parts", bf16=bf16)
+    got = second.train(20)
+    assert first.losses + second.losses == whole.losses
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    assert all(got[key].abs().max() > 0 for key in got)
+
+
+def test_the_saved_file_holds_what_was_trained(tmp_path: Path) -> None:
+    trained = Run(tmp_path, bf16=True).train(2)
+    lora = read_lora(tmp_path / "checkpoint-000002")
+    assert set(lora.alphas.values()) == {4.0}
+    assert all(torch.equal(lora.weights[key], trained[key]) for key in trained)
+
+
+def test_a_changed_learning_rate_takes_effect_on_resume(tmp_path: Path) -> None:
+    Run(tmp_path, bf16=False).train(8)
+    resumed = Run(tmp_path, bf16=False)
+    resumed.optimizer.param_groups[0]["lr"] = 1e-5
+    seen: list[float] = []
+    resumed.on_step = lambda metrics: seen.append(metrics.learning_rate)  # type: ignore[method-assign]
+    resumed.train(9)
+    assert seen == [1e-5]

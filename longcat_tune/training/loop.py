@@ -174,24 +174,26 @@ def _train_step(parts: LoopParts, group: StepGroup, number: int, settings: LoopS
             outputs.append(StepOutput(output.loss_B.detach(), output.sigma_B))
             clip_ids += batch.clip_ids
         grad_norm = _clip(parts, settings)
-        # Read before the optimizer's kernels are queued, so that only these few lines wait for the device.
+        # All values are read before the optimizer's kernels are queued, so that these are not waited for.
         losses = torch.cat([output.loss_B for output in outputs]).tolist()
         require_finite(number, losses, grad_norm.item(), clip_ids)
-        metrics = StepMetrics(
-            step=number,
-            epoch=group.epoch,
-            loss=torch.stack([output.loss_B.mean() for output in outputs]).mean().item(),
-            learning_rate=float(parts.optimizer.param_groups[0]["lr"]),
-            grad_norm=grad_norm.item(),
-            sigma_mean=torch.cat([output.sigma_B for output in outputs]).mean().item(),
-            samples=len(clip_ids),
-            seconds=time.perf_counter() - began,
-            memory_gib=peak_memory_gib(parts.accelerator.device),
-        )
+        loss = torch.stack([output.loss_B.mean() for output in outputs]).mean().item()
+        sigma_mean = torch.cat([output.sigma_B for output in outputs]).mean().item()
+        learning_rate = float(parts.optimizer.param_groups[0]["lr"])
         parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
     parts.schedule.step()
-    return metrics
+    return StepMetrics(
+        step=number,
+        epoch=group.epoch,
+        loss=loss,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm.item(),
+        sigma_mean=sigma_mean,
+        samples=len(clip_ids),
+        seconds=time.perf_counter() - began,
+        memory_gib=peak_memory_gib(parts.accelerator.device),
+    )
 
 
 def _forward(parts: LoopParts, batch: Batch, *, seed: int, step: int, micro_batch: int) -> StepOutput:

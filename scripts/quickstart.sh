@@ -21,9 +21,9 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 
 if [ ! -f "$config" ]; then
     if [ -n "$clips" ]; then
-        step longcat-tune init "$clips" --flavour tiny
+        step longcat-tune init "$clips" --model_flavour tiny
     else
-        step longcat-tune init clips --demo --flavour tiny
+        step longcat-tune init clips --demo --model_flavour tiny
     fi
 fi
 step longcat-tune check --config "$config"

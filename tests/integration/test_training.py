@@ -1,0 +1,153 @@
+"""Training on the miniature, from clips on disk: it learns, resumes to the bit, and its LoRA loads elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE, read_lora
+from longcat_tune.config.run import RunConfig
+from longcat_tune.data.cache import read_latents, read_text
+from longcat_tune.flow.loss import flow_loss
+from longcat_tune.flow.noising import add_noise
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora import load_lora
+from longcat_tune.runs.build import build_transformer, find_checkpoint
+from longcat_tune.runs.train import train
+from tests.builders import make_clips, make_run, video_entry
+
+CPU = torch.device("cpu")
+FIXED_SIGMAS = (0.3, 0.6, 0.9, 0.97)
+
+
+def transformer(config: RunConfig) -> LongCatVideoTransformer:
+    return build_transformer(config.model, find_checkpoint(config.model).transformer, device=CPU)
+
+
+def cached(config: RunConfig, kind: str) -> list[Path]:
+    return sorted(config.output.output_dir.rglob(f"cache/**/*.{kind}.safetensors"))
+
+
+def clip_and_text(config: RunConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The one cached clip, with the longest cached text: its caption."""
+    latents = read_latents(cached(config, "latents")[0]).float()[None]
+    features = max((read_text(path) for path in cached(config, "text")), key=lambda f: len(f.text_LD))
+    text_LD, mask_L = features.padded()
+    return latents, text_LD[None], mask_L[None]
+
+
+@torch.no_grad()
+def loss_at_fixed_noise(model: LongCatVideoTransformer, config: RunConfig) -> float:
+    latents, text, mask = clip_and_text(config)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for sigma in FIXED_SIGMAS:
+        noise = torch.randn(latents.shape, generator=generator)
+        noised = add_noise(latents, noise, torch.tensor([sigma]), num_cond_latents=0)
+        prediction = model(noised.latents_BCTHW, noised.timestep_BT, text, mask)
+        losses.append(flow_loss(prediction, noised.target_BCTHW, num_cond_latents=0))
+    return torch.cat(losses).mean().item()
+
+
+def events(config: RunConfig, kind: str) -> list[dict]:
+    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def final_lora(config: RunConfig) -> dict[str, Tensor]:
+    return load_file(config.output.output_dir / LORA_FILE)
+
+
+def test_200_steps_on_one_clip_lower_the_loss_by_a_fifth(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", count=1)
+    config = make_run(
+        tmp_path,
+        [video_entry(clips)],
+        max_train_steps=200,
+        lora_target="all-linear",
+        lora_rank=16,
+        gradient_checkpointing=False,
+        caption_dropout_probability=0,
+    )
+    train(config, config_dir=tmp_path)
+    model = transformer(config)
+    before = loss_at_fixed_noise(model, config)
+    lora = read_lora(config.output.output_dir / LORA_FILE)
+    load_lora(model, lora.weights, lora.alphas)
+    after = loss_at_fixed_noise(model, config)
+    assert after <= 0.8 * before, f"{before:.4f} -> {after:.4f}"
+    assert len(events(config, "step")) == 200
+
+
+def test_ten_steps_resumed_for_ten_more_equal_twenty_to_the_bit(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", count=3)
+    keys = {"lora_dropout": 0.2, "gradient_accumulation_steps": 2, "lr_warmup_steps": 15}
+    runs = {}
+    for name in ("whole", "halves"):
+        folder = tmp_path / name
+        folder.mkdir()
+        datasets = [video_entry(clips), video_entry(clips, id="i2v", is_i2v=True, repeats=1)]
+        for steps in (20,) if name == "whole" else (10, 20):
+            runs[name] = make_run(folder, datasets, max_train_steps=steps, **keys)
+            train(runs[name], config_dir=folder)
+    assert events(runs["halves"], "resume")[0]["step"] == 10
+    whole, halves = final_lora(runs["whole"]), final_lora(runs["halves"])
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    assert any(weight.abs().sum() > 0 for name, weight in whole.items() if "lora_B" in name)
+    losses = [[event["loss"] for event in events(runs[name], "step")] for name in runs]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_run_again_does_nothing_twice(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", count=1)
+    config = make_run(
+        tmp_path, [video_entry(clips)], validation_prompt="a red circle", validation_on_startup=True
+    )
+    train(config, config_dir=tmp_path)
+    made = {path: path.stat().st_mtime_ns for path in config.output.output_dir.rglob("*.*")}
+    train(config, config_dir=tmp_path)
+    again = {path: path.stat().st_mtime_ns for path in config.output.output_dir.rglob("*.*")}
+    rewritten = {path.name for path in again if again[path] != made.get(path)}
+    assert rewritten <= {"events.jsonl", "config.json", "plan.json"}
+    assert len(events(config, "step")) == 2
+
+
+def test_peft_s_own_loader_gives_our_render_s_model_output(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", count=1)
+    # In float32 throughout: PEFT's loader would round the LoRA to the base's dtype.
+    precision = {"base_model_precision": "fp32", "mixed_precision": "no"}
+    config = make_run(tmp_path, [video_entry(clips)], max_train_steps=5, **precision)
+    train(config, config_dir=tmp_path)
+    path = config.output.output_dir / LORA_FILE
+
+    ours = transformer(config)
+    lora = read_lora(path)
+    load_lora(ours, lora.weights, lora.alphas)
+
+    theirs = transformer(config)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        state = {key.removeprefix("transformer."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    targets = sorted({key.split(".lora_")[0] for key in state})
+    peft_config = LoraConfig(
+        r=json.loads(metadata["rank"]), lora_alpha=json.loads(metadata["alpha"]), target_modules=targets
+    )
+    inject_adapter_in_model(peft_config, theirs)
+    report = set_peft_model_state_dict(theirs, state)
+    assert not report.unexpected_keys
+
+    latents, text, mask = clip_and_text(config)
+    timestep = torch.tensor([500.0])
+    with torch.no_grad():
+        base = transformer(config)(latents, timestep, text, mask)
+        expected = theirs(latents, timestep, text, mask)
+        got = ours(latents, timestep, text, mask)
+    assert (expected - base).abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -70,14 +70,17 @@ def write_clip(
     ticks: Sequence[int] | None = None,
     rotation: float | None = None,
     pixel_aspect: Fraction | None = None,
+    noise: float = 0.0,
 ) -> Path:
     """Write a clip of numbered pictures.
 
     Args:
         ticks: when each frame is shown, in units of TIMESCALE; None: regularly at `rate`.
         rotation: degrees that a player turns the picture by, counterclockwise.
+        noise: standard deviation of what is added to every picture, so that packets have some size.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
     with av.open(str(path), "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options))
         stream.width, stream.height = size
@@ -90,6 +93,9 @@ def write_clip(
             stream.time_base = stream.codec_context.time_base = TIMESCALE
         for number in range(frames):
             picture = numbered_picture(number, width=size[0], height=size[1])
+            if noise:
+                grain = generator.normal(0, noise, picture.shape)
+                picture = (picture + grain).clip(0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(picture).reformat(format=pix_fmt)
             if ticks is not None:
                 frame.pts, frame.time_base = ticks[number], TIMESCALE
@@ -104,13 +110,14 @@ def cut_off(path: Path, *, share: float) -> Path:
     return path
 
 
-def damage(path: Path, *, frame: int) -> float:
-    """Overwrite the packet of one frame (in the order of decoding); return its time in seconds."""
+def damage(path: Path, *, frame: int, share: float = 1.0) -> float:
+    """Overwrite the last part of one packet, counted in the order of decoding; return its time in seconds."""
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][frame]
         position, size, time = packet.pos, packet.size, float(packet.pts * packet.time_base)
     data = bytearray(path.read_bytes())
-    data[position : position + size] = bytes(size)
+    kept = size - int(size * share)
+    data[position + kept : position + size] = bytes(size - kept)
     path.write_bytes(data)
     return time
 

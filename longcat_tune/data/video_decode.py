@@ -43,7 +43,7 @@ def decode_frames(table: PacketTable, moments: Sequence[int]) -> Iterator[Any]:
     attempts = [(starts[0], True), *((start, False) for start in starts)]
     for start, threaded in attempts:
         try:
-            frames = _taken(wanted, _decode_from(table, start, threaded=threaded))
+            frames = _taken(table, wanted, _decode_from(table, start, threaded=threaded))
             yield from (frame for frame in frames if frame.pts in asked)
         except UnusableFileError:
             if not threaded:
@@ -66,9 +66,11 @@ def rgb_converter(table: PacketTable) -> Callable[[Any], NDArray[np.uint8]]:
     return convert
 
 
-def _taken(wanted: deque[int], frames: Iterator[Any]) -> Iterator[Any]:
+def _taken(table: PacketTable, wanted: deque[int], frames: Iterator[Any]) -> Iterator[Any]:
     """Yield the wanted frames as they pass, and stop when all have come or one has not."""
     for frame in frames:
+        if frame.is_corrupt:
+            raise _damaged(table, frame.pts)
         if frame.pts == wanted[0]:
             wanted.popleft()
             yield frame
@@ -77,19 +79,7 @@ def _taken(wanted: deque[int], frames: Iterator[Any]) -> Iterator[Any]:
 
 
 def _decode_from(table: PacketTable, start: int | None, *, threaded: bool) -> Iterator[Any]:
-    """Decode from a keyframe to the end of the file or the first damage.
-
-    Frames shown before the keyframe are left out: what they build on may lie before it too.
-    """
-    first = table.moments[0] if start is None else start
-    for frame in _decode_packets(table, start, threaded=threaded):
-        if frame.is_corrupt and frame.pts >= first:
-            raise _damaged(table, frame.pts)
-        if frame.pts >= first:
-            yield frame
-
-
-def _decode_packets(table: PacketTable, start: int | None, *, threaded: bool) -> Iterator[Any]:
+    """Decode all frames from a keyframe, or the head, to the end of the file or the first error."""
     with open_video(table.path) as (container, stream):
         stream.thread_type = "AUTO" if threaded else "SLICE"
         stream.thread_count = 0 if threaded else 1

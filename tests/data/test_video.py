@@ -316,6 +316,23 @@ def test_damage_is_an_error_for_windows_that_reach_it_and_for_no_other(tmp_path,
         assert refused.keys() >= expected.keys()
 
 
+@pytest.mark.parametrize("codec", [H264, MPEG4], ids=["h264", "mpeg4"])
+def test_picture_that_a_decoder_patched_is_never_returned(tmp_path, codec):
+    path = write_clip(tmp_path / "clip.mp4", **codec, noise=20, frames=36)
+    times = probe(path).times
+    clean = read_frames(path, times)
+    whole = path.read_bytes()
+    for frame in range(13, 24):
+        path.write_bytes(whole)
+        damage(path, frame=frame, share=0.5)
+        for start in range(8, 24):
+            try:
+                frames_FHW3 = read_frames(path, times[start : start + 3])
+            except UnusableFileError:
+                continue
+            assert np.array_equal(frames_FHW3, clean[start : start + 3]), (frame, start)
+
+
 def test_frame_beyond_the_end_is_refused(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", frames=30)
     assert message_of(path, [0.0, 1.2]) == (

@@ -24,9 +24,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            picture_HW3 = np.asarray(_opaque(ImageOps.exif_transpose(image)))
+            picture_HW3 = np.array(_opaque(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = f"cannot be read as an image ({_first_line(error, path)})"
+        reason = f"cannot be read as an image ({_words(error, path)})"
         raise UnusableFileError(path, reason, "replace the file or take it out of the folder") from error
     return picture_HW3[None]
 
@@ -42,6 +42,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     return flat.convert("RGB")
 
 
-def _first_line(error: Exception, path: Path) -> str:
-    """Pillow's own words, without the path that the message has already."""
-    return str(error).replace(f" '{path}'", "").partition("\n")[0]
+def _words(error: Exception, path: Path) -> str:
+    """What Pillow or the system says, without the path that the message has already."""
+    system = error.strerror if isinstance(error, OSError) else None
+    return system or str(error).replace(f" {str(path)!r}", "")

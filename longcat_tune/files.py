@@ -41,11 +41,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(part)
-            _flush(part)
+            flush_to_disk(part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        _flush(path.parent)
+        flush_to_disk(path.parent)
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -105,7 +105,7 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path.name} in {path.parent}: {rule} ({reason}); {remedy}") from error
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Ask the system to put a file, or a folder's list of names, on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

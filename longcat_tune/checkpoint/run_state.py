@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from longcat_tune.checkpoint.optimizer_file import read_optimizer, write_optimizer
 from longcat_tune.errors import CheckpointError, UserError
-from longcat_tune.files import explained_disk_errors
+from longcat_tune.files import explained_disk_errors, flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _write_state(part: Path, state: RunState) -> None:
     }
     (part / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for path in [*part.rglob("*"), part]:
-        _flush(path)
+        flush_to_disk(path)
 
 
 def _measure(path: Path) -> dict[str, int | str]:
@@ -196,7 +196,7 @@ def _replace(folder: Path, part: Path) -> None:
     if folder.exists():
         _remove(folder)
     part.rename(folder)
-    _flush(folder.parent)
+    flush_to_disk(folder.parent)
 
 
 def _prune(output_dir: Path, *, keep: Path, total_limit: int) -> None:
@@ -217,12 +217,3 @@ def _remove_unfinished(output_dir: Path) -> None:
     for path in output_dir.glob(f"checkpoint-*{UNFINISHED}*"):
         logger.info("removing %s, left by a run that was killed", path)
         shutil.rmtree(path)
-
-
-def _flush(path: Path) -> None:
-    """Ask the system to put a file, or a folder's list of names, on the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from longcat_tune.flow.density import DensityKind, SigmaDensity
 from longcat_tune.model.attention import ATTENTION_FUNCTIONS
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.weights import TRANSFORMER, load_transformer, resolve_checkpoint
-from longcat_tune.training.optimizers import build_adamw
+from longcat_tune.training.optimizers import ScheduleName, build_adamw
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -97,6 +97,14 @@ def build_optimizer(training: TrainingSection, parameters: Sequence[Parameter]) 
         eps=training.adam_epsilon,
         weight_decay=training.adam_weight_decay,
     )
+
+
+def schedule_name(training: TrainingSection) -> ScheduleName:
+    """The schedule's name; the schema refuses those that are not built yet."""
+    if training.lr_scheduler == "constant":
+        return "constant"
+    assert training.lr_scheduler == "constant_with_warmup"
+    return "constant_with_warmup"
 
 
 def sigma_density(flow: FlowSection) -> SigmaDensity:

@@ -33,6 +33,7 @@ from longcat_tune.runs.cache import CachedRequest, free_memory
 from longcat_tune.sampling.pictures import Frames, frame_grid, to_frames
 from longcat_tune.sampling.render import render_latents
 from longcat_tune.sampling.requests import EncodedRequest
+from longcat_tune.training.trouble import explained_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,16 @@ class Renderer:
         if all(path.is_file() for path in shown) and _same_record(folder, record):
             logger.info("%s already shows these renders of these weights", folder)
             return shown
+        with explained_out_of_memory("rendering"):
+            rows = self._write_videos(requests, paths)
+        _save_png(frame_grid(rows), folder / GRID_NAME)
+        # Last: it says that the others are complete.
+        write_json_atomically(folder / RECORD_NAME, record)
+        return shown
+
+    def _write_videos(
+        self, requests: Sequence[CachedRequest], paths: Sequence[Path]
+    ) -> list[tuple[str, Frames]]:
         latents = self._denoise(requests)
         vae = VideoAutoencoder.load(self.vae_folder, dtype=self.vae_dtype, device=self.device)
         rows: list[tuple[str, Frames]] = []
@@ -91,10 +102,7 @@ class Renderer:
             rows.append((f"{cached.request.file_stem}: {cached.request.prompt}", frames_FHW3))
         del vae
         free_memory(self.device)
-        _save_png(frame_grid(rows), folder / GRID_NAME)
-        # Last: it says that the others are complete.
-        write_json_atomically(folder / RECORD_NAME, record)
-        return shown
+        return rows
 
     def _denoise(self, requests: Sequence[CachedRequest]) -> list[Tensor]:
         was_training = self.model.training

@@ -12,10 +12,16 @@ import torch
 from torch import Generator
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora, write_lora
-from longcat_tune.checkpoint.run_state import RunState, find_checkpoint, load_checkpoint, save_checkpoint
+from longcat_tune.checkpoint.run_state import (
+    RunState,
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.data.sampler import BucketSampler, Cursor, step_batches
-from longcat_tune.errors import InterruptedRunError, UserError
+from longcat_tune.errors import ConfigError, InterruptedRunError, UserError
 from longcat_tune.files import require_writable, write_json_atomically
 from longcat_tune.log import Bar, progress
 from longcat_tune.memory.recompute import enable_recompute
@@ -27,6 +33,7 @@ from longcat_tune.runs.build import (
     build_transformer,
     compute_context,
     pick_device,
+    schedule_name,
     sigma_density,
     uses_autocast,
 )
@@ -108,7 +115,7 @@ def _train(
         model=model,
         optimizer=optimizer,
         schedule=build_schedule(
-            training.lr_scheduler,
+            schedule_name(training),
             optimizer,
             warmup_steps=training.lr_warmup_steps,
             completed_steps=start.step,
@@ -171,6 +178,7 @@ def _resume(
     wanted = config.training.resume_from_checkpoint
     folder = None if wanted is None else find_checkpoint(config.output.output_dir, wanted)
     if folder is None:
+        _require_fresh(config.output.output_dir)
         return LoopState()
     saved = load_checkpoint(folder, optimizer)
     load_lora_state(model, read_lora(folder).weights)
@@ -184,6 +192,16 @@ def _resume(
     logger.info("Resuming from %s", folder)
     events.write("resume", step=saved.step, folder=folder.name)
     return LoopState(saved.step, saved.epoch, saved.cursor)
+
+
+def _require_fresh(output_dir: Path) -> None:
+    """Keep a run that starts afresh from mixing its checkpoints with another's."""
+    if latest_checkpoint(output_dir) is not None:
+        msg = (
+            f"resume_from_checkpoint (none): output_dir ({output_dir}) must hold no checkpoints, and it holds "
+            "some of an earlier run; choose another output_dir, or delete its checkpoint-* folders"
+        )
+        raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)

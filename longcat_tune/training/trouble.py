@@ -124,8 +124,8 @@ def require_finite(step: int, losses: Sequence[float], grad_norm: float, clip_id
     else:
         found = f"gradient norm is {grad_norm} for {', '.join(clip_ids)}"
     msg = (
-        f"step {step}: {found}, which must be a finite number; this step changed no weights. Look at the "
-        "cached clips (`longcat-tune cache decode`), lower learning_rate or set mixed_precision: fp32; the "
+        f"step {step}: {found}, which must be a finite number; this step changed no weights. Look at "
+        "these clips, lower learning_rate, or set mixed_precision: no and base_model_precision: fp32; the "
         "same command goes on from the last checkpoint"
     )
     raise DataError(msg)

@@ -1,4 +1,4 @@
-"""Training on the miniature, from clips on disk: it learns, resumes to the bit, and its LoRA loads elsewhere."""
+"""Training on the miniature, from clips on disk: it learns, resumes exactly, and its LoRA loads elsewhere."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def _require_fresh(output_dir: Path) -> None:
     """Keep a run that starts afresh from mixing its checkpoints with another's."""
     if latest_checkpoint(output_dir) is not None:
         msg = (
-            f"resume_from_checkpoint (none): output_dir ({output_dir}) must hold no checkpoints, and it holds "
+            f"resume_from_checkpoint (none): output_dir ({output_dir}) must hold no checkpoints but has "
             "some of an earlier run; choose another output_dir, or delete its checkpoint-* folders"
         )
         raise ConfigError(msg)

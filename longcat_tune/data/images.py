@@ -16,6 +16,11 @@ BACKGROUND = "white"
 """What shows through transparent pixels."""
 
 
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read frames_FHW3 of one frame, turned as its EXIF orientation says, transparency flattened.
 

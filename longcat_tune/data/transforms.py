@@ -1,14 +1,17 @@
-"""Pictures of any size become the pixels of a bucket, one at a time; knows neither files nor the VAE."""
+"""Pictures of any size become the pixels of a bucket, one at a time; knows nothing of datasets or the VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from longcat_tune.data.buckets import center_crop, cover_size
+from longcat_tune.data.images import is_image, read_image
+from longcat_tune.data.video import VideoBackend, iter_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +19,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longcat_tune.types import Bucket
+
+
+def load_pixels(
+    path: Path, frame_times: Sequence[float], bucket: Bucket, *, backend: VideoBackend = "auto"
+) -> Tensor:
+    """Read one planned clip, or an image, as pixels_CFHW in [-1, 1].
+
+    Args:
+        path: a video or an image.
+        frame_times: in seconds, one per frame of the bucket; of an image always its one picture is taken.
+        bucket: the size and length wanted.
+        backend: who reads a video.
+
+    Raises:
+        UnusableFileError: the file is unusable or damaged.
+    """
+    frames = read_image(path) if is_image(path) else iter_frames(path, frame_times, backend=backend)
+    return to_pixels(frames, bucket)
 
 
 def to_pixels(frames: Iterable[NDArray[np.uint8]], bucket: Bucket) -> Tensor:

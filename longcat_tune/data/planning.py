@@ -116,7 +116,7 @@ def _clip_frames(record: ClipRecord, entry: DatasetEntry, available: int, framer
         raise UnusableFileError(record.path, reason, "take a longer clip or lower video.min_frames")
     if video.bucket_strategy == "resolution_frames":
         limits = [video.max_frames, video.num_frames if video.num_frames_given else None]
-        longest = min(available, *(limit for limit in limits if limit is not None))
+        longest = min([available, *(limit for limit in limits if limit is not None)])
         return clip_length(longest, interval=video.frame_interval)
     if video.max_frames is not None and available > video.max_frames:
         reason = f"{has}, more than video.max_frames ({video.max_frames})"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from longcat_tune.data.transforms import to_pixels
+from longcat_tune.data.transforms import load_pixels, to_pixels
 from longcat_tune.types import Bucket
+from tests.media_builders import numbers_of, write_clip, write_image
 
 
 def texture(width: int, height: int, *, frames: int = 1) -> np.ndarray:
@@ -69,3 +70,11 @@ def test_frames_are_taken_one_at_a_time():
 def test_another_number_of_frames_is_a_bug():
     with pytest.raises(AssertionError, match="1 frames for a bucket of 5"):
         to_pixels(texture(64, 64), Bucket(64, 64, 5))
+
+
+def test_planned_clips_and_images_become_pixels(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", frames=9, rate=10)
+    pixels_CFHW = load_pixels(clip, [0.1, 0.3, 0.5, 0.7, 0.8], Bucket(128, 64, 5))
+    assert numbers_of(back_to_bytes(pixels_CFHW)[:, :48]) == [1, 3, 5, 7, 8]
+    image = write_image(tmp_path / "image.PNG")
+    assert load_pixels(image, [0.0], Bucket(64, 64, 1)).shape == (3, 1, 64, 64)

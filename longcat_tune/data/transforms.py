@@ -52,10 +52,10 @@ def to_pixels(frames: Iterable[NDArray[np.uint8]], bucket: Bucket) -> Tensor:
     pixels_CFHW = torch.empty(3, bucket.num_frames, bucket.height, bucket.width)
     count = 0
     for picture_HW3 in frames:
-        pixels_CFHW[:, count] = _fitted(picture_HW3, bucket)
+        pixels_CFHW[:, count] = _fitted(picture_HW3, bucket) / 127.5 - 1
         count += 1
     assert count == bucket.num_frames, f"{count} frames for a bucket of {bucket.num_frames}"
-    return pixels_CFHW.div_(127.5).sub_(1)
+    return pixels_CFHW
 
 
 def _fitted(picture_HW3: NDArray[np.uint8], bucket: Bucket) -> Tensor:

@@ -38,6 +38,11 @@ def test_grid_sizes_at_480(source, pixel, pixel_area):
     assert bucket_size(*source, resolution=0.2304, resolution_type="area") == pixel_area
 
 
+def test_aspect_ratio_is_rounded_to_two_digits():
+    assert bucket_size(736, 480, resolution=480, resolution_type="pixel") == (704, 512)
+    assert bucket_size(800, 480, resolution=480, resolution_type="pixel") == (832, 512)
+
+
 def test_area_is_in_megapixels():
     assert bucket_size(1280, 720, resolution=1.0, resolution_type="area") == (1344, 768)
     assert bucket_size(720, 1280, resolution=1.0, resolution_type="area") == (768, 1344)

@@ -131,7 +131,10 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
         CheckpointError: the weights cannot be found.
     """
     entries = load_datasets(config, config_dir=config_dir)
-    stills = {entry.id: scan(entry) for entry in entries if entry.dataset_type == "conditioning"}
+    backend = config.data.video_backend
+    stills = {
+        entry.id: scan(entry, backend=backend) for entry in entries if entry.dataset_type == "conditioning"
+    }
     held_out_id = config.validation.eval_dataset_id
     trained, held_out = [], []
     for entry in entries:
@@ -184,7 +187,12 @@ def _text_cache(entries: Sequence[DatasetEntry]) -> Path | None:
 
 def _planned(entry: DatasetEntry, stills: dict[str, Manifest], config: RunConfig) -> PlannedDataset:
     partners = tuple(stills[name] for name in entry.conditioning_data)
-    plan = plan_dataset(entry, scan(entry), framerate=config.data.framerate, conditioning=partners)
+    plan = plan_dataset(
+        entry,
+        scan(entry, backend=config.data.video_backend),
+        framerate=config.data.framerate,
+        conditioning=partners,
+    )
     return PlannedDataset(entry, plan)
 
 

@@ -1,0 +1,195 @@
+"""What a user's mistake looks like at the command line: message, exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longcat_tune.cli import main
+from longcat_tune.data.video import write_mp4
+from longcat_tune.model.weights import INDEX_NAME, resolve_checkpoint
+from tests.builders import make_clips, video_entry
+
+
+def run(
+    folder: Path, datasets: list[dict[str, Any]], command: str = "cache-latents", **keys: Any
+) -> tuple[int, Path]:
+    (folder / "data.json").write_text(json.dumps(datasets))
+    values = {
+        "model_flavour": "tiny",
+        "data_backend_config": "data.json",
+        "output_dir": str(folder / "out"),
+        "resolution": 64,
+        "framerate": 15,
+        "max_train_steps": 1,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(values | keys))
+    return main([command, "--config", str(path)]), path
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error alone: the log stands on the same stream."""
+    _, mark, message = capsys.readouterr().err.partition("error: ")
+    assert mark
+    return message.strip()
+
+
+def test_a_size_off_the_grid(tmp_path: Path, capsys) -> None:
+    code, path = run(tmp_path, [], validation_resolution="480x830")
+    assert code == 2
+    assert error_of(capsys) == (
+        f"{path}: validation_resolution (480x830) must have a width and a height divisible by 16; "
+        "use 480x816 or 480x832"
+    )
+
+
+def test_frames_that_are_not_4k_plus_1(tmp_path: Path, capsys) -> None:
+    code, path = run(tmp_path, [], validation_num_video_frames=50)
+    assert code == 2
+    assert error_of(capsys) == f"{path}: validation_num_video_frames (50) must be 4k + 1; use 49 or 53"
+
+
+def test_two_entries_with_one_id(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    code, _ = run(tmp_path, [video_entry(clips), video_entry(clips)])
+    assert code == 2
+    assert error_of(capsys) == f"{tmp_path / 'data.json'}: id (clips) is used by 2 entries; give each its own"
+
+
+def test_a_caption_that_is_missing(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    (clips / "clip-1.txt").unlink()
+    code, _ = run(tmp_path, [video_entry(clips)])
+    assert code == 1
+    message = error_of(capsys)
+    assert message.startswith("1 of 2 files found cannot be used")
+    assert f"{clips / 'clip-1.mp4'}" in message
+    assert f"{clips / 'clip-1.txt'}" in message
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_caption_that_is_empty(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    (clips / "clip-0.txt").write_text(" \n")
+    code, _ = run(tmp_path, [video_entry(clips)])
+    assert code == 1
+    assert "empty" in error_of(capsys)
+
+
+def test_a_start_image_that_is_missing_names_the_clip_and_every_path_tried(tmp_path: Path, capsys) -> None:
+    clips, stills = make_clips(tmp_path / "clips", 2), tmp_path / "stills"
+    stills.mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stills / "clip-0.webp")
+    datasets = [
+        video_entry(clips, is_i2v=True, conditioning_data=["stills"]),
+        {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)},
+    ]
+    code, _ = run(tmp_path, datasets)
+    assert code == 1
+    message = error_of(capsys)
+    assert message.startswith("1 of 2 files found cannot be used")
+    assert f"{clips / 'clip-1.mp4'}" in message
+    assert f"{stills / 'clip-1'}" in message
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+def test_a_video_that_cannot_be_read(tmp_path: Path, capsys, damage: str) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    path = clips / "clip-0.mp4"
+    content = {"empty": b"", "truncated": path.read_bytes()[:-400], "text": b"not a video\n" * 50}
+    path.write_bytes(content[damage])
+    code, _ = run(tmp_path, [video_entry(clips)])
+    assert code == 1
+    assert str(path) in error_of(capsys)
+
+
+def test_a_clip_shorter_than_num_frames(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1, frames=7)
+    code, _ = run(tmp_path, [video_entry(clips)], "check")
+    assert code == 1
+    message = error_of(capsys)
+    assert "allow_short" in message
+    assert "resolution_frames" in message
+
+
+def test_a_cache_folder_that_is_not_writable(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        # The superuser may write anywhere; a file in the folder's place stops everybody.
+        locked.rmdir()
+        locked.write_text("")
+    code, _ = run(tmp_path, [video_entry(clips, cache_dir_vae=str(locked / "cache"))])
+    assert code == 1
+    assert str(locked) in error_of(capsys)
+
+
+def test_a_checkpoint_folder_that_is_incomplete_names_the_file(tmp_path: Path, capsys) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(resolve_checkpoint(None, flavour="tiny"), checkpoint)
+    shard = checkpoint / "dit" / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    shard.unlink()
+    assert (checkpoint / "dit" / INDEX_NAME).is_file()
+    code, _ = run(
+        tmp_path,
+        [video_entry(make_clips(tmp_path / "clips", 1))],
+        "train",
+        pretrained_model_name_or_path=str(checkpoint),
+    )
+    assert code == 1
+    assert error_of(capsys) == f"{shard}: this shard is missing; fetch the checkpoint again"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_model_precision", "int8-quanto"),
+        ("attention_implementation", "xformers"),
+        ("attention_implementation", "flash"),
+    ],
+)
+def test_features_of_a_later_stage_say_so(tmp_path: Path, capsys, key: str, value: str) -> None:
+    code, path = run(tmp_path, [], "train", **{key: value})
+    assert code == 2
+    message = error_of(capsys)
+    assert message.startswith(f"{path}: {key} ({value}): not available yet: ")
+
+
+def test_nothing_to_render(tmp_path: Path, capsys) -> None:
+    code, _ = run(tmp_path, [], "validate", data_backend_config=None)
+    assert code == 2
+    assert error_of(capsys) == (
+        "nothing to render: give --prompt TEXT, or set validation_prompt, or set validation_using_datasets "
+        "with eval_dataset_id"
+    )
+
+
+def test_a_lora_that_does_not_exist(tmp_path: Path, capsys) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_flavour": "tiny", "output_dir": str(tmp_path / "out")}))
+    missing = tmp_path / "no.safetensors"
+    assert main(["validate", "--config", str(config), "--lora", str(missing), "--prompt", "a cat"]) == 1
+    assert error_of(capsys) == f"LoRA file {missing} does not exist; give a complete safetensors file"
+
+
+def test_a_training_without_a_length(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    code, _ = run(tmp_path, [video_entry(clips)], "train", max_train_steps=None)
+    assert code == 2
+    assert "max_train_steps" in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_frames_of_an_odd_size_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="even"):
+        write_mp4(tmp_path / "odd.mp4", np.zeros((5, 33, 64, 3), np.uint8), 15.0)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -78,15 +79,27 @@ def _decode_from(table: PacketTable, start: int | None) -> Iterator[Any]:
         stream.thread_count = 1
         moment = table.moments[0]
         try:
-            if start is not None:
-                container.seek(start, stream=stream)
-            for packet in container.demux(stream):
-                moment = moment if packet.pts is None else packet.pts
+            for packet in _packets_from(table, start, container, stream):
+                moment = packet.pts if packet.size else moment
                 yield from packet.decode()
         except av.FFmpegError as error:
-            # The decoder still holds back pictures that it finished before the damage.
-            yield from stream.codec_context.decode(None)
+            # The decoder still holds back pictures that it finished before the damage, or fails once more.
+            with suppress(av.FFmpegError):
+                yield from stream.codec_context.decode(None)
             raise _damaged(table, moment) from error
+
+
+def _packets_from(table: PacketTable, start: int | None, container: Any, stream: Any) -> Iterator[Any]:
+    """Seek and read on, as long as the packets are those of the table.
+
+    In MPEG program streams they come with other times after a seek, so that frames would be mistaken.
+    """
+    if start is not None:
+        container.seek(start, stream=stream)
+    for packet in container.demux(stream):
+        if start is not None and packet.size and table.sizes.get(packet.pts) != packet.size:
+            return
+        yield packet
 
 
 def _damaged(table: PacketTable, moment: int) -> UnusableFileError:

@@ -6,7 +6,7 @@ Decodes nothing. Times come from the presentation time of every packet, never fr
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,6 +39,7 @@ class PacketTable:
         moments: when each frame is shown, ascending.
         stored: the same in the order in which the file stores and the decoder needs them.
         keys: the moments of keyframes, ascending.
+        sizes: bytes of every packet by its moment, hidden ones included; tells them apart after a seek.
         last_duration: how long the last frame is shown.
         open_gop: some frames shown before a keyframe are stored after it and need what lies before it.
         pixel_aspect: width by height of one pixel.
@@ -51,6 +52,7 @@ class PacketTable:
     moments: tuple[int, ...]
     stored: tuple[int, ...]
     keys: tuple[int, ...]
+    sizes: Mapping[int, int]
     last_duration: int
     open_gop: bool
     pixel_aspect: Fraction
@@ -109,6 +111,7 @@ def read_packets(path: Path) -> PacketTable:
             moments=tuple(moments),
             stored=tuple(packet.moment for packet in shown),
             keys=tuple(sorted(packet.moment for packet in video if packet.is_key)),
+            sizes={packet.moment: packet.size for packet in video},
             last_duration=_last_duration(moments, shown, stream),
             open_gop=_has_open_gop(video),
             pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
@@ -138,6 +141,7 @@ class _Packet(NamedTuple):
     """What is kept of a packet; start and end are in seconds on the file's own clock."""
 
     moment: int
+    size: int
     duration: int
     start: float
     end: float
@@ -155,6 +159,7 @@ def _packets(path: Path, container: Any, stream: Any) -> Iterator[_Packet]:
             if packet.pts is not None:
                 yield _Packet(
                     moment=packet.pts,
+                    size=packet.size,
                     duration=packet.duration or 0,
                     start=float(packet.pts * packet.time_base),
                     end=float((packet.pts + (packet.duration or 0)) * packet.time_base),

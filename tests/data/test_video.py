@@ -56,6 +56,8 @@ CLIPS = {
     "unindexed.webm": VP9 | {"container_options": {"live": "1"}},
     "av1.mp4": AV1,
     "mpeg4.avi": MPEG4,
+    "mpeg1.mpg": MPEG4 | {"codec": "mpeg1video"},
+    "mpeg2.mpg": MPEG4 | {"codec": "mpeg2video"},
     "full_range.mp4": H264 | {"pix_fmt": "yuvj420p"},
     "ten_bit.mp4": H264 | {"pix_fmt": "yuv420p10le"},
 }
@@ -67,6 +69,8 @@ REFUSED_BY_DECORD = {
     "unindexed.webm": "it cannot open the file",
     "av1.mp4": "its codec is av1",
     "mpeg4.avi": "its container is avi",
+    "mpeg1.mpg": "its codec is mpeg1video",
+    "mpeg2.mpg": "its codec is mpeg2video",
     "ten_bit.mp4": "its pixel format is yuv420p10le",
 }
 

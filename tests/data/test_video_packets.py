@@ -19,6 +19,7 @@ def table_of(stored: tuple[int, ...], keys: tuple[int, ...]) -> PacketTable:
         moments=tuple(sorted(stored)),
         stored=stored,
         keys=keys,
+        sizes=dict.fromkeys(stored, 1),
         last_duration=1,
         open_gop=False,
         pixel_aspect=Fraction(1),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,6 +30,9 @@ output = Console(soft_wrap=True)
 console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 logger = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LINES = 10.0
+"""How often progress is logged where there is no terminal to draw a bar on."""
+
 NOISY_LIBRARIES = ("accelerate", "diffusers", "httpx", "huggingface_hub", "peft", "transformers", "urllib3")
 
 
@@ -39,14 +42,8 @@ def set_up(*, verbose: bool = False) -> None:
     Args:
         verbose: show debug records and Python warnings too.
     """
-    handler = RichHandler(
-        console=console,
-        show_path=False,
-        show_level=verbose,
-        log_time_format="%H:%M:%S",
-        omit_repeated_times=False,
-        rich_tracebacks=False,
-    )
+    handler = _ConsoleHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -56,6 +53,14 @@ def set_up(*, verbose: bool = False) -> None:
         warnings.simplefilter("ignore")
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints records above a running bar, unwrapped: a path must stay in one piece."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
 class Bar:
     """One line of progress; without a terminal it becomes a log line now and then."""
 
@@ -63,6 +68,7 @@ class Bar:
         self.description = description
         self.total = total
         self.done = 0
+        self.shown = time.monotonic()
         self.display = display
         self.task = display.add_task(description, total=total, note="") if display is not None else None
 
@@ -71,7 +77,8 @@ class Bar:
         self.done += by
         if self.display is not None and self.task is not None:
             self.display.update(self.task, completed=self.done, note=note)
-        elif self.done == self.total or self.done % max(1, self.total // 10) == 0:
+        elif self.done == self.total or time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
+            self.shown = time.monotonic()
             logger.info("%s %d/%d %s", self.description, self.done, self.total, note)
 
 

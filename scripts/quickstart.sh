@@ -4,15 +4,15 @@
 #   scripts/quickstart.sh               on eight small clips that it draws
 #   scripts/quickstart.sh CLIPS_DIR     on your own: videos with a caption of the same name in a .txt beside
 #
-# Everything it makes lies in quickstart/ (or $LONGCAT_TUNE_QUICKSTART). A second run goes on where the first
-# one ended and does nothing twice.
+# Everything it makes lies in quickstart/ (or $LONGCAT_TUNE_QUICKSTART), in a folder per source of clips. A second
+# run goes on where the first one ended and does nothing twice.
 set -euo pipefail
 clips=${1:+$(cd "$1" && pwd)}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ensure_environment
 
-work=${LONGCAT_TUNE_QUICKSTART:-quickstart}
+work=${LONGCAT_TUNE_QUICKSTART:-quickstart}/$(basename "${clips:-demo}")
 mkdir -p "$work"
 cd "$work"
 config=config/config.json

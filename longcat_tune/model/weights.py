@@ -80,7 +80,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    logger.info("Looking up %s on the hub; the first time this downloads about 83 GB", hub_id)
+    logger.info("Looking up %s on the hub; the first time this downloads the whole checkpoint", hub_id)
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[f"{name}/*" for name in COMPONENTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -92,7 +92,9 @@ def _folder_name(loras: Sequence[Path]) -> str:
     if not loras:
         return "base"
     # Every checkpoint's file has the same name: its folder tells them apart.
-    return "+".join(path.parent.name if path.name == LORA_FILE else path.stem for path in loras)
+    in_checkpoints = [path.name == LORA_FILE and path.parent.name.startswith("checkpoint-") for path in loras]
+    names = zip(loras, in_checkpoints, strict=True)
+    return "+".join(path.parent.name if inside else path.stem for path, inside in names)
 
 
 def _identity(plan: RunPlan, adapters: Sequence[LoraWeights]) -> str:

@@ -1,0 +1,136 @@
+"""Renders inside a run and by `validate`: the same pictures of prompts, held-out clips and start images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE
+from longcat_tune.config.run import RunConfig
+from longcat_tune.data.video import probe, read_frames
+from longcat_tune.errors import ConfigError
+from longcat_tune.runs.train import train
+from longcat_tune.runs.validate import validate
+from tests.builders import make_clips, make_run, video_entry
+
+
+def frames(path: Path) -> np.ndarray:
+    return read_frames(path, probe(path).times)
+
+
+def renders(config: RunConfig, folder: str) -> list[Path]:
+    return sorted((config.output.output_dir / "validation" / folder).glob("*.mp4"))
+
+
+def run_validate(config: RunConfig, folder: Path, *, lora: bool = False) -> None:
+    loras = [config.output.output_dir / LORA_FILE] if lora else []
+    validate(config, config_dir=folder, loras=loras, prompts=[], image=None)
+
+
+def test_validate_repeats_the_renders_of_the_run(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    config = make_run(
+        tmp_path,
+        [video_entry(clips)],
+        max_train_steps=3,
+        learning_rate=1e-2,
+        validation_on_startup=True,
+        validation_step_interval=3,
+        validation_prompt="a red circle moves right on a blue background",
+    )
+    train(config, config_dir=tmp_path)
+    run_validate(config, tmp_path)
+    run_validate(config, tmp_path, lora=True)
+    [base], [first] = renders(config, "base"), renders(config, "step_000000")
+    [tuned], [last] = renders(config, Path(LORA_FILE).stem), renders(config, "step_000003")
+    assert base.name == "prompt_64x64_42.mp4"
+    assert np.array_equal(frames(base), frames(first))
+    assert np.array_equal(frames(tuned), frames(last))
+    assert not np.array_equal(frames(base), frames(tuned))
+
+
+def test_rendering_changes_nothing_in_the_training(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    weights = []
+    for name, keys in {
+        "with": {"validation_step_interval": 1, "validation_on_startup": True},
+        "without": {},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        config = make_run(
+            folder, [video_entry(clips)], max_train_steps=3, lora_dropout=0.3, validation_prompt="a", **keys
+        )
+        if name == "without":
+            torch.manual_seed(123)
+        train(config, config_dir=folder)
+        weights.append(load_file(config.output.output_dir / LORA_FILE))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("own_first_frame", [False, True])
+def test_a_held_out_split_gives_captions_and_start_images(tmp_path: Path, own_first_frame: bool) -> None:
+    """The data layout of the image-to-video quickstart, with a validation split of the same structure."""
+    datasets = []
+    for split in ("train", "val"):
+        clips = make_clips(tmp_path / split, 2, size=(64, 64))
+        entry = video_entry(clips, id=f"longcat-video-{split}", is_i2v=True)
+        if not own_first_frame:
+            stills = tmp_path / f"{split}-stills"
+            stills.mkdir()
+            for number in range(2):
+                picture = np.full((64, 64, 3), 60 + 120 * number, np.uint8)
+                Image.fromarray(picture).save(stills / f"clip-{number}.png")
+            entry["conditioning_data"] = [f"{split}-cond"]
+            datasets.append(
+                {
+                    "id": f"{split}-cond",
+                    "dataset_type": "conditioning",
+                    "instance_data_dir": str(stills),
+                    "caption_strategy": None,
+                }
+            )
+        datasets.append(entry)
+    config = make_run(
+        tmp_path,
+        datasets,
+        validation_using_datasets=True,
+        eval_dataset_id="longcat-video-val",
+        num_eval_images=2,
+        validation_step_interval=2,
+    )
+    train(config, config_dir=tmp_path)
+    shown = renders(config, "step_000002")
+    assert [path.name for path in shown] == ["clip-0_64x64_42.mp4", "clip-1_64x64_42.mp4"]
+    record = json.loads((shown[0].parent / "renders.json").read_text())
+    assert all(entry["start_image"] for entry in record["renders"])
+    if not own_first_frame:
+        first = [frames(path)[0].mean() for path in shown]
+        assert first[1] - first[0] > 60
+    trained = json.loads((config.output.output_dir / "plan.json").read_text())["datasets"]
+    assert {entry["id"]: entry["trained"] for entry in trained} == {
+        "longcat-video-train": True,
+        "longcat-video-val": False,
+    }
+
+
+def test_prompts_of_the_command_line_win_and_name_their_files(tmp_path: Path) -> None:
+    config = make_run(tmp_path, [], validation_prompt="not this", data_backend_config=None)
+    prompts = ["A cat, on a mat!", "a dog"]
+    validate(config, config_dir=tmp_path, loras=[], prompts=prompts, image=None)
+    assert [path.name for path in renders(config, "base")] == [
+        "A-cat-on-a-mat_64x64_42.mp4",
+        "a-dog_64x64_42.mp4",
+    ]
+
+
+def test_a_start_image_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    config = make_run(tmp_path, [], data_backend_config=None)
+    with pytest.raises(ConfigError, match=r"--image \(.*no\.png\) does not exist; give the path"):
+        validate(config, config_dir=tmp_path, loras=[], prompts=["a"], image=tmp_path / "no.png")

@@ -67,6 +67,7 @@ def scan(entry: DatasetEntry, *, backend: VideoBackend = "auto") -> Manifest:
 
     Raises:
         DataError: the folder is missing, unreadable, or holds no such file.
+        ConfigError: decord is asked for and not installed.
     """
     folder = entry.instance_data_dir
     extensions = EXTENSIONS[entry.dataset_type]

@@ -70,6 +70,7 @@ def probe(path: Path, *, backend: VideoBackend = "auto") -> VideoInfo:
 
     Raises:
         UnusableFileError: unreadable, without frames, cut off, or none that the backend reads correctly.
+        ConfigError: decord is asked for and not installed.
     """
     table = read_packets(path)
     first = next(decode_frames(table, table.moments[:1]))

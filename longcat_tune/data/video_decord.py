@@ -34,7 +34,9 @@ def require_decord_reads(table: PacketTable, frame: Any) -> None:
 
     Raises:
         UnusableFileError: naming what decord cannot cope with.
+        ConfigError: decord is not installed.
     """
+    _import_decord()
     if table.codec not in CODECS:
         trouble = f"its codec is {table.codec}"
     elif table.container not in CONTAINERS:
@@ -79,8 +81,7 @@ def decord_pictures(
         yield picture
 
 
-def _open(table: PacketTable) -> Callable[[int], NDArray[np.uint8]]:
-    """The function from a frame's number to decord's picture of it."""
+def _import_decord() -> Any:
     try:
         import decord
     except ImportError as error:
@@ -89,6 +90,12 @@ def _open(table: PacketTable) -> Callable[[int], NDArray[np.uint8]]:
             f"install it (pip install 'longcat-tune[decord]') or {USE_PYAV}"
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _open(table: PacketTable) -> Callable[[int], NDArray[np.uint8]]:
+    """The function from a frame's number to decord's picture of it."""
+    decord = _import_decord()
     failures = (decord.DECORDError, IndexError, RuntimeError)
     try:
         reader = decord.VideoReader(str(table.path.absolute()))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from fractions import Fraction
+from io import BytesIO
 from itertools import accumulate, cycle, islice
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.video import iter_frames, probe, read_frames, write_mp4
@@ -129,6 +131,8 @@ def test_decord_reads_the_same_pixels_elsewhere(tmp_path, name):
 def test_decord_that_is_not_installed_is_a_config_error(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "clip.mp4", frames=2)
     monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(ConfigError):
+        probe(path, backend="decord")
     with pytest.raises(ConfigError) as caught:
         read_frames(path, [0.0], backend="decord")
     assert str(caught.value) == (
@@ -341,6 +345,24 @@ def test_frame_beyond_the_end_is_refused(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", frames=30)
     assert message_of(path, [0.0, 1.2]) == (
         "clip.mp4 lasts 1.000 s and has no frame at 1.200 s; it changed after it was planned: start again"
+    )
+
+
+def test_picture_that_changes_its_size_is_refused(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        for number, width in enumerate((64, 64, 64, 96, 96)):
+            jpeg = BytesIO()
+            Image.fromarray(numbered_picture(number, width=width)).save(jpeg, "jpeg")
+            packet = av.Packet(jpeg.getvalue())
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 10), stream, True
+            container.mux(packet)
+    assert numbers_of(read_frames(path, [0.0, 0.1, 0.2])) == [0, 1, 2]
+    assert message_of(path, [0.1, 0.2, 0.3]) == (
+        "clip.mkv changes its picture size at 0.30 s; cut it there or export it in one size"
     )
 
 

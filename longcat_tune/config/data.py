@@ -71,6 +71,6 @@ class DataSection(Section):
     )
     video_backend: Literal["auto", "pyav", "decord"] = Field(
         default="auto",
-        description="Reader of video files. auto takes pyav, exact by presentation time; decord seeks "
-        "faster in some files and is refused on those where it returns wrong frames.",
+        description="Reader of video files. auto takes pyav, exact by presentation time; decord is refused "
+        "on files where it is known to return wrong frames, and is not faster.",
     )

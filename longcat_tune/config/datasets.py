@@ -41,8 +41,8 @@ class VideoOptions(Section):
     max_frames: int | None = Field(
         default=None,
         ge=1,
-        description="Longest clip under resolution_frames; longer ones are cut to it. null: num_frames "
-        "where it is set, else no limit.",
+        description="Longest clip: resolution_frames cuts longer ones to it, aspect_ratio refuses them. "
+        "null: under resolution_frames num_frames where it is set, else no limit.",
     )
     bucket_strategy: Literal["aspect_ratio", "resolution_frames"] = Field(
         default="aspect_ratio",

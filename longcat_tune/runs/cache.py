@@ -28,9 +28,7 @@ from longcat_tune.data.cache import (
     text_path,
     unfinished,
 )
-from longcat_tune.data.images import is_image, read_image
-from longcat_tune.data.transforms import to_pixels
-from longcat_tune.data.video import iter_frames
+from longcat_tune.data.transforms import load_pixels
 from longcat_tune.files import require_writable
 from longcat_tune.log import progress
 from longcat_tune.model.text_encoder import clean_prompt, load_text_encoder, text_encoder_identity
@@ -228,9 +226,7 @@ def _encode_latents(jobs: list[LatentJob], config: RunConfig, plan: RunPlan, dev
     backend = config.data.video_backend
 
     def load(job: LatentJob) -> Tensor:
-        if is_image(job.source):
-            return to_pixels(read_image(job.source), job.bucket)
-        return to_pixels(iter_frames(job.source, job.frame_times, backend=backend), job.bucket)
+        return load_pixels(job.source, job.frame_times, job.bucket, backend=backend)
 
     with progress("Encoding clips", len(jobs)) as bar:
         fill_latents(

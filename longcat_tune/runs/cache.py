@@ -86,7 +86,7 @@ def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
     """
     plan = make_plan(config, config_dir=config_dir)
     plan.require_sound()
-    requests = plan_requests(config.validation, plan.held_out_plan(config.validation.eval_dataset_id))
+    requests = plan_requests(config.validation, plan.render_source)
     cached = fill_caches(config, plan, requests, device=pick_device())
     logger.info("The caches hold all %d clips", len(cached.samples))
 

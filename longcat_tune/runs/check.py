@@ -25,7 +25,7 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
         UserError: the plan cannot be made at all.
     """
     plan = make_plan(config, config_dir=config_dir)
-    requests = plan_requests(config.validation, plan.held_out_plan(config.validation.eval_dataset_id))
+    requests = plan_requests(config.validation, plan.render_source)
     report = plan_report(plan, requests)
     if as_json:
         output.print(json.dumps(report, indent=2, ensure_ascii=False), markup=False, highlight=False)

@@ -55,7 +55,8 @@ class RunPlan:
     Attributes:
         checkpoint: where the weights are.
         training: the datasets trained on.
-        held_out: the datasets that are rendered and evaluated only.
+        held_out: the datasets that are not trained on.
+        render_source: the one of them that eval_dataset_id names.
         conditioning: the entries of start images.
         text_cache: folder of text features, when an entry names one.
         steps_per_epoch: optimizer steps in one pass over all clips.
@@ -65,6 +66,7 @@ class RunPlan:
     checkpoint: CheckpointFolders
     training: tuple[PlannedDataset, ...]
     held_out: tuple[PlannedDataset, ...]
+    render_source: DatasetPlan | None
     conditioning: tuple[DatasetEntry, ...]
     text_cache: Path | None
     steps_per_epoch: int
@@ -75,10 +77,6 @@ class RunPlan:
         """Every file of every dataset that cannot be used."""
         datasets = (*self.training, *self.held_out)
         return tuple(refusal for dataset in datasets for refusal in dataset.plan.refusals)
-
-    def held_out_plan(self, dataset_id: str | None) -> DatasetPlan | None:
-        """The clips that renders take their samples from."""
-        return next((dataset.plan for dataset in self.held_out if dataset.entry.id == dataset_id), None)
 
     def training_clips(self) -> Iterator[tuple[DatasetEntry, PlannedClip]]:
         """Every clip trained on, in a fixed order."""
@@ -153,6 +151,7 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
         checkpoint=find_checkpoint(config.model),
         training=tuple(trained),
         held_out=tuple(held_out),
+        render_source=next((one.plan for one in held_out if one.entry.id == held_out_id), None),
         conditioning=tuple(entry for entry in entries if entry.id in stills),
         text_cache=_text_cache(entries),
         steps_per_epoch=steps_per_epoch,
@@ -174,6 +173,7 @@ def plan_without_clips(config: RunConfig, *, config_dir: Path) -> RunPlan:
         checkpoint=find_checkpoint(config.model),
         training=(),
         held_out=(),
+        render_source=None,
         conditioning=(),
         text_cache=_text_cache(entries),
         steps_per_epoch=0,

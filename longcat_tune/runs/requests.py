@@ -33,12 +33,12 @@ class Subject:
     start_seconds: float = 0.0
 
 
-def plan_requests(validation: ValidationSection, held_out: DatasetPlan | None) -> tuple[RenderRequest, ...]:
+def plan_requests(validation: ValidationSection, source: DatasetPlan | None) -> tuple[RenderRequest, ...]:
     """Turn the validation keys into requests; none when nothing is asked for.
 
     Args:
         validation: the section.
-        held_out: the plan of eval_dataset_id.
+        source: the clips of eval_dataset_id.
 
     Raises:
         ConfigError: renders from a dataset are asked for and it has no clips.
@@ -46,8 +46,8 @@ def plan_requests(validation: ValidationSection, held_out: DatasetPlan | None) -
     subjects: list[Subject] = []
     if validation.validation_prompt is not None:
         subjects.append(Subject("prompt", validation.validation_prompt))
-    if validation.validation_using_datasets and held_out is not None:
-        subjects += _held_out_subjects(held_out, validation.num_eval_images)
+    if validation.validation_using_datasets and source is not None:
+        subjects += _held_out_subjects(source, validation.num_eval_images)
     return _sized(subjects, validation)
 
 

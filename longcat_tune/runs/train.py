@@ -68,7 +68,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
     device = pick_device()
     plan = make_plan(config, config_dir=config_dir)
     plan.require_sound()
-    requests = plan_requests(config.validation, plan.held_out_plan(config.validation.eval_dataset_id))
+    requests = plan_requests(config.validation, plan.render_source)
     report = plan_report(plan, requests)
     for line in accounting_lines(report):
         logger.info("%s", line)

@@ -78,7 +78,7 @@ def _plan(
         plan.require_sound()
     else:
         plan = plan_without_clips(config, config_dir=config_dir)
-    requests = plan_requests(validation, plan.held_out_plan(validation.eval_dataset_id))
+    requests = plan_requests(validation, plan.render_source)
     if not requests:
         msg = (
             "nothing to render: give --prompt TEXT, or set validation_prompt, or set "

@@ -8,7 +8,7 @@ from pathlib import Path
 from longcat_tune.config.run import RunConfig
 from longcat_tune.log import output
 from longcat_tune.runs.plan import describe, make_plan
-from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report
+from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
 
 
@@ -31,16 +31,10 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
         output.print(json.dumps(report, indent=2, ensure_ascii=False), markup=False, highlight=False)
     else:
         output.print(bucket_table(report))
-        for line in accounting_lines(report):
-            output.print(line, markup=False, highlight=False)
-        for request in requests:
-            seconds = request.size.num_frames / config.data.framerate
-            output.print(
-                f"render {request.name}: {request.size.name}, {seconds:.1f} s, {request.num_steps} steps, "
-                f"guidance {request.guidance:g}",
-                markup=False,
-                highlight=False,
-            )
-        for refusal in plan.refusals:
-            output.print(f"refused {describe(refusal)}", markup=False, highlight=False)
+        lines = [
+            *accounting_lines(report),
+            *render_lines(requests, framerate=config.data.framerate),
+            *(f"refused {describe(refusal)}" for refusal in plan.refusals),
+        ]
+        output.print("\n".join(lines), markup=False, highlight=False)
     plan.require_sound()

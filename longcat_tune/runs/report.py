@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from longcat_tune import __version__
+from longcat_tune.config.values import FrameSize
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
 from longcat_tune.sampling.requests import RenderRequest
 
@@ -85,6 +86,19 @@ def bucket_table(report: dict[str, Any]) -> Table:
             numbers = (row["clips"], row["uses_per_epoch"], row["frames"], row["tokens"])
             table.add_row(label, row["bucket"], *(f"{number:,}" for number in numbers))
     return table
+
+
+def render_lines(requests: Sequence[RenderRequest], *, framerate: float) -> list[str]:
+    """What will be rendered; says which way up, because `480x832` is read both ways elsewhere."""
+    lines = []
+    for request in requests:
+        size = FrameSize(request.size.width, request.size.height).described
+        frames = request.size.num_frames
+        lines.append(
+            f"render {request.name}: {size}, {frames} frames ({frames / framerate:.1f} s), "
+            f"{request.num_steps} steps, guidance {request.guidance:g}"
+        )
+    return lines
 
 
 def accounting_lines(report: dict[str, Any]) -> list[str]:

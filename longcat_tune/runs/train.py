@@ -40,7 +40,7 @@ from longcat_tune.runs.build import (
 from longcat_tune.runs.cache import CachedRun, fill_caches
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
-from longcat_tune.runs.report import accounting_lines, plan_report
+from longcat_tune.runs.report import accounting_lines, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import LoopParts, run_loop
@@ -70,7 +70,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
     plan.require_sound()
     requests = plan_requests(config.validation, plan.render_source)
     report = plan_report(plan, requests)
-    for line in accounting_lines(report):
+    for line in (*accounting_lines(report), *render_lines(requests, framerate=config.data.framerate)):
         logger.info("%s", line)
     cached = fill_caches(config, plan, requests, device=device)
     write_json_atomically(output_dir / "config.json", config.flat())

@@ -14,6 +14,7 @@ from longcat_tune.runs.build import build_transformer, pick_device, uses_autocas
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.plan import RunPlan, make_plan, plan_without_clips
 from longcat_tune.runs.render import build_renderer, weights_identity
+from longcat_tune.runs.report import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
 from longcat_tune.sampling.requests import RenderRequest
 
@@ -46,6 +47,8 @@ def validate(
         raise ConfigError(msg)
     adapters = [read_lora(path) for path in loras]
     plan, requests = _plan(config, config_dir=config_dir, prompts=prompts, image=image)
+    for line in render_lines(requests, framerate=config.data.framerate):
+        logger.info("%s", line)
     device = pick_device()
     cached = fill_caches(config, plan, requests, device=device)
     model = build_transformer(config.model, plan.checkpoint.transformer, device=device)

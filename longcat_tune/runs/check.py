@@ -37,4 +37,4 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
             *(f"refused {describe(refusal)}" for refusal in plan.refusals),
         ]
         output.print("\n".join(lines), markup=False, highlight=False)
-    plan.require_sound()
+    plan.require_sound(told=True)

@@ -91,18 +91,23 @@ class RunPlan:
                 return entry
         return None
 
-    def require_sound(self) -> None:
+    def require_sound(self, *, told: bool = False) -> None:
         """Stop before anything is encoded when a file was refused or nothing is left.
+
+        Args:
+            told: the refused files have been shown already.
 
         Raises:
             DataError: lists every refused file with its reason and remedy.
         """
         refusals = self.refusals
         if refusals:
-            lines = [f"{describe(refusal)}" for refusal in refusals]
             found = sum(dataset.plan.found for dataset in (*self.training, *self.held_out))
-            head = f"{len(refusals)} of {found} files found cannot be used; {WHERE_TO_LOOK}:"
-            raise DataError("\n  ".join([head, *lines]))
+            head = f"{len(refusals)} of {found} files found cannot be used"
+            if told:
+                raise DataError(f"{head}; they are listed above, each with its remedy")
+            lines = [describe(refusal) for refusal in refusals]
+            raise DataError("\n  ".join([f"{head}; {WHERE_TO_LOOK}:", *lines]))
         if not any(dataset.plan.clips for dataset in self.training):
             msg = (
                 "data_backend_config: no clips to train on; add an entry of dataset_type video or image "

@@ -115,9 +115,15 @@ def test_a_clip_shorter_than_num_frames(tmp_path: Path, capsys) -> None:
     clips = make_clips(tmp_path / "clips", 1, frames=7)
     code, _ = run(tmp_path, [video_entry(clips)], "check")
     assert code == 1
-    message = error_of(capsys)
-    assert "allow_short" in message
-    assert "resolution_frames" in message
+    shown = capsys.readouterr()
+    assert shown.err.endswith(
+        "error: 1 of 1 files found cannot be used; they are listed above, each with its remedy\n"
+    )
+    assert shown.out.splitlines()[-1] == (
+        f"refused clips: {clips / 'clip-0.mp4'} has 7 frames at 15 fps, fewer than video.num_frames (9); "
+        "lower video.num_frames to 5, set allow_short to true, or set video.bucket_strategy to "
+        '"resolution_frames"'
+    )
 
 
 def test_a_cache_folder_that_is_not_writable(tmp_path: Path, capsys) -> None:

@@ -112,6 +112,6 @@ class ModelSection(Section):
         Instead({"sla": "block_sparse", "flex": "sdpa"}),
     ] = Field(
         default="auto",
-        description="auto: on CUDA block-sparse for clips of the 720p class, else the fastest dense kernel; "
-        "math: slow and exact.",
+        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; math: the definition "
+        "written out, slow.",
     )

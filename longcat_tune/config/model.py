@@ -112,6 +112,6 @@ class ModelSection(Section):
         Instead({"sla": "block_sparse", "flex": "sdpa"}),
     ] = Field(
         default="auto",
-        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; math: the definition "
-        "written out, slow.",
+        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; math: the "
+        "definition written out, slow.",
     )

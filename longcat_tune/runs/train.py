@@ -101,7 +101,8 @@ def _train(
     from accelerate import Accelerator
 
     assert plan.max_steps is not None
-    training, model = config.training, _model_with_lora(config, plan, device)
+    training = config.training
+    model = model_with_lora(config, plan.checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
     start = _resume(config, model, optimizer, events)
     sampler = BucketSampler(
@@ -142,8 +143,15 @@ def _train(
         )
 
 
-def _model_with_lora(config: RunConfig, plan: RunPlan, device: torch.device) -> LongCatVideoTransformer:
-    model = build_transformer(config.model, plan.checkpoint.transformer, device=device)
+def model_with_lora(config: RunConfig, folder: Path, *, device: torch.device) -> LongCatVideoTransformer:
+    """Load the frozen base and add the adapter that is trained.
+
+    Args:
+        config: the run.
+        folder: the transformer's.
+        device: where both go.
+    """
+    model = build_transformer(config.model, folder, device=device)
     add_lora(
         model,
         targets=lora_target_modules(model, config.lora.lora_target),

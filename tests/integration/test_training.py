@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +22,7 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora
 from longcat_tune.runs.build import build_transformer, find_checkpoint
 from longcat_tune.runs.train import train
+from longcat_tune.training.step import noise_generator
 from tests.builders import make_clips, make_run, video_entry
 
 CPU = torch.device("cpu")
@@ -83,6 +86,39 @@ def test_200_steps_on_one_clip_lower_the_loss_by_a_fifth(tmp_path: Path) -> None
     after = loss_at_fixed_noise(model, config)
     assert after <= 0.8 * before, f"{before:.4f} -> {after:.4f}"
     assert len(events(config, "step")) == 200
+
+
+def test_the_first_step_s_loss_equals_a_reference_computed_from_the_cache(tmp_path: Path) -> None:
+    clips, stills = make_clips(tmp_path / "clips", count=1), tmp_path / "stills"
+    stills.mkdir()
+    Image.new("RGB", (64, 64), "orange").save(stills / "clip-0.png")
+    conditioning = {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)}
+    config = make_run(
+        tmp_path,
+        [video_entry(clips, is_i2v=True, conditioning_data=["stills"]), conditioning],
+        max_train_steps=1,
+        base_model_precision="fp32",
+        mixed_precision="no",
+        caption_dropout_probability=0,
+    )
+    train(config, config_dir=tmp_path)
+
+    [still] = [path for path in cached(config, "latents") if path.parent.name == "stills"]
+    [clip] = [path for path in cached(config, "latents") if path.parent.name == "clips"]
+    latents = read_latents(clip).float()[None]
+    latents[:, :, :1] = read_latents(still).float()
+    _, text, mask = clip_and_text(config)
+    generator = noise_generator(config.training.seed, step=1, micro_batch=0)
+    u = torch.sigmoid(torch.randn(1, generator=generator))
+    sigma = 12 * u / (1 + 11 * u)
+    noise = torch.randn(latents.shape, generator=generator)
+    noised = (1 - sigma) * latents + sigma * noise
+    noised[:, :, 0] = latents[:, :, 0]
+    timestep = 1000 * sigma * torch.tensor([[0.0, 1, 1]])
+    with torch.no_grad():
+        prediction = transformer(config)(noised, timestep, text, mask, num_cond_latents=1)
+    expected = (prediction - (latents - noise))[:, :, 1:].square().mean().item()
+    assert events(config, "step")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_ten_steps_resumed_for_ten_more_equal_twenty_to_the_bit(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Each key arrives where it works: nothing is accepted and ignored on the way from config to parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from longcat_tune.config.flow import FlowSection
+from longcat_tune.config.model import ModelSection
+from longcat_tune.config.training import TrainingSection
+from longcat_tune.model.attention import math_attention, sdpa_attention
+from longcat_tune.runs.build import (
+    build_optimizer,
+    build_transformer,
+    compute_context,
+    find_checkpoint,
+    sigma_density,
+)
+from longcat_tune.runs.train import model_with_lora
+from tests.builders import make_run
+
+CPU = torch.device("cpu")
+TINY = {"model_flavour": "tiny"}
+
+
+def test_the_optimizer_gets_its_numbers() -> None:
+    training = TrainingSection(
+        learning_rate=0.5, adam_beta1=0.7, adam_beta2=0.8, adam_epsilon=1e-3, adam_weight_decay=0.25
+    )
+    [group] = build_optimizer(training, [nn.Parameter(torch.zeros(1))]).param_groups
+    names = ("lr", "betas", "eps", "weight_decay")
+    assert [group[name] for name in names] == [0.5, (0.7, 0.8), 1e-3, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "logit_normal"),
+        ({"flow_use_uniform_schedule": True}, "uniform"),
+        ({"flow_use_beta_schedule": True}, "beta"),
+    ],
+)
+def test_the_density_gets_its_kind_shift_and_scale(keys: dict[str, bool], kind: str) -> None:
+    density = sigma_density(FlowSection(flow_schedule_shift=3.0, flow_sigmoid_scale=0.5, **keys))
+    assert (density.kind, density.shift, density.sigmoid_scale) == (kind, 3.0, 0.5)
+
+
+@pytest.mark.parametrize(("name", "function"), [("math", math_attention), ("auto", sdpa_attention)])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_transformer_gets_its_attention_and_dtype(name, function, precision, dtype) -> None:
+    section = ModelSection(**TINY, attention_implementation=name, base_model_precision=precision)
+    model = build_transformer(section, find_checkpoint(section).transformer, device=CPU)
+    assert {block.attn.attend for block in model.blocks} == {function}
+    assert {block.cross_attn.attend for block in model.blocks} == {function}
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
+def test_mixed_precision_decides_what_linear_layers_compute_in(precision: str, dtype: torch.dtype) -> None:
+    with compute_context(ModelSection(**TINY, mixed_precision=precision), CPU)():
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("keys", "recomputed"),
+    [
+        ({}, [True, True, True, True]),
+        ({"gradient_checkpointing_interval": 2}, [True, False, True, False]),
+        ({"gradient_checkpointing": False}, [False, False, False, False]),
+    ],
+)
+def test_the_adapter_and_recomputation(tmp_path: Path, keys: dict, recomputed: list[bool]) -> None:
+    config = make_run(
+        tmp_path, [], lora_rank=4, lora_alpha=2, lora_dropout=0.3, lora_target="attention+ffn", **keys
+    )
+    model = model_with_lora(config, find_checkpoint(config.model).transformer, device=CPU)
+    assert ["forward" in vars(block) for block in model.blocks] == recomputed
+    layer = model.blocks[3].ffn.w2
+    assert (layer.r["default"], layer.lora_alpha["default"]) == (4, 2)
+    assert layer.lora_dropout["default"].p == 0.3
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+
+
+def test_parts_of_another_checkpoint_are_taken_from_there(tmp_path: Path) -> None:
+    (tmp_path / "whole" / "dit").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    whole = find_checkpoint(
+        ModelSection(
+            **TINY,
+            pretrained_model_name_or_path=str(tmp_path / "whole"),
+            pretrained_vae_model_name_or_path=str(tmp_path / "bare"),
+        )
+    )
+    assert whole.transformer == tmp_path / "whole" / "dit"
+    assert (whole.vae, whole.text_encoder) == (tmp_path / "bare", tmp_path / "whole")
+    bare = find_checkpoint(
+        ModelSection(**TINY, pretrained_transformer_model_name_or_path=str(tmp_path / "bare"))
+    )
+    assert bare.transformer == tmp_path / "bare"

@@ -61,7 +61,7 @@ class Scene:
     background: str
     x: float = 0.5
     y: float = 0.5
-    travel: float = 0.8
+    travel: float = 0.6
     size: float = 0.2
     angle: float = 0.0
 
@@ -76,7 +76,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene whose shape stays inside the frame and differs from its background."""
     colour, background = rng.choice(list(COLOURS), size=2, replace=False)
     motion = str(rng.choice(list(MOTIONS)))
-    travel = rng.uniform(0.5, 0.95)
+    travel = rng.uniform(0.3, 0.65)
     margin_x, margin_y = (travel / 2 if step else 0.0 for step in MOTIONS[motion])
     return Scene(
         shape=str(rng.choice(list(SHAPE_SIDES))),

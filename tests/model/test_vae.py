@@ -130,7 +130,7 @@ def test_miniature_latents_have_unit_scale():
     latents = torch.cat(
         [tiny_vae().encode(clip(random_scene(rng), 64, 64, 9)).flatten(1) for _ in range(12)], 1
     )
-    assert latents.mean().abs() < 0.1
+    assert latents.mean().abs() < 0.2
     assert 0.8 < latents.std() < 1.2
 
 

@@ -22,6 +22,7 @@ PART_SUFFIX = ".part"
 """Ends the name of every unfinished file; what still carries it after a power cut may be deleted."""
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 PROTECTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -99,6 +100,8 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
             rule, remedy = "the disk is full", "free some space there or choose a folder on another disk"
         elif error.errno in PROTECTED:
             rule, remedy = "the folder is not writable", "change its permissions or choose another folder"
+        elif error.errno in IN_THE_WAY:
+            rule, remedy = "a file stands where a folder must be", "remove it or choose another folder"
         else:
             rule, remedy = "the system refused", "check that the folder exists and its disk is healthy"
         reason = error.strerror or str(error)

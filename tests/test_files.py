@@ -100,7 +100,7 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named_before_work_starts(tmp_path):
     (tmp_path / "cache").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot write .* in .*cache: "):
+    with pytest.raises(UserError, match=r"cannot write .* in .*cache: a file stands where a folder must be"):
         require_writable(tmp_path / "cache")
 
 

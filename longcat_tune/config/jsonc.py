@@ -10,6 +10,8 @@ from typing import Any
 
 from longcat_tune.errors import ConfigError
 
+WRITE_ONE = "let `longcat-tune init CLIPS_DIR` write one"
+
 
 class _DuplicateKeyError(Exception):
     """A key stands twice in one object; the parsers would keep the last in silence."""
@@ -24,15 +26,15 @@ def read_jsonc(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: there is no such file; check the path, or start from {path.name}.example"
-        ) from error
+        raise ConfigError(f"{path}: there is no such file; check the path, or {WRITE_ONE}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
+    if not text.strip():
+        raise ConfigError(f"{path}: is empty; {WRITE_ONE}")
     try:
         return parse_jsonc(text)
     except _DuplicateKeyError as error:

@@ -22,6 +22,8 @@ from longcat_tune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE_ENTRY = '{"id": "clips", "dataset_type": "video", "instance_data_dir": "clips"}'
+
 
 def load_run_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
     """Read config.json and put the command line's values over it.
@@ -64,7 +66,9 @@ def load_datasets(config: RunConfig, *, config_dir: Path) -> tuple[DatasetEntry,
     """
     path = _data_file(config, config_dir)
     raw_entries = read_jsonc(path)
-    if not isinstance(raw_entries, list) or not raw_entries:
+    if raw_entries == []:
+        raise ConfigError(f"{path}: lists no datasets; add one, such as {EXAMPLE_ENTRY}")
+    if not isinstance(raw_entries, list):
         raise ConfigError(f"{path}: must hold a list of datasets; put them between [ and ]")
     findings = Findings()
     entries = []

@@ -224,9 +224,12 @@ def test_one_folder_of_text_features_is_enough(tmp_path):
     )
 
 
-@pytest.mark.parametrize("text", ["{}", "[]"])
-def test_a_file_without_entries_is_told(tmp_path, text):
-    assert datasets_message(tmp_path, text) == (
+def test_a_file_without_entries_is_told(tmp_path):
+    assert datasets_message(tmp_path, "[]").startswith("DIR/data.json: lists no datasets; add one, such as {")
+
+
+def test_a_file_that_is_no_list_is_told(tmp_path):
+    assert datasets_message(tmp_path, "{}") == (
         "DIR/data.json: must hold a list of datasets; put them between [ and ]"
     )
 

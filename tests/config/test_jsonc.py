@@ -46,12 +46,15 @@ def test_a_parse_error_has_line_and_column(tmp_path):
 
 
 def test_an_empty_file_is_told(tmp_path):
-    assert message(written(tmp_path, "")) == "DIR/config.json: empty strings are not legal JSON5"
+    assert message(written(tmp_path, " \n")) == (
+        "DIR/config.json: is empty; let `longcat-tune init CLIPS_DIR` write one"
+    )
 
 
-def test_a_missing_file_names_the_example(tmp_path):
+def test_a_missing_file_names_a_way_to_get_one(tmp_path):
     assert message(tmp_path / "config.json") == (
-        "DIR/config.json: there is no such file; check the path, or start from config.json.example"
+        "DIR/config.json: there is no such file; check the path, or let `longcat-tune init CLIPS_DIR` "
+        "write one"
     )
 
 

@@ -116,12 +116,23 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 
 
 def load_checkpoint(folder: Path, optimizer: Optimizer) -> RunState:
-    """Verify a checkpoint and put its state into an optimizer over the same parameters.
+    """Put a checkpoint's state into an optimizer over the same parameters.
 
     Learning rate and other settings that the run configures stay the optimizer's own; see `read_optimizer`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the optimizer does not fit.
+    """
+    state = read_state(folder)
+    read_optimizer(folder, optimizer)
+    return state
+
+
+def read_state(folder: Path) -> RunState:
+    """Verify a checkpoint and read how far it has come.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     if problem := _problem(folder):
         msg = (
@@ -130,8 +141,12 @@ def load_checkpoint(folder: Path, optimizer: Optimizer) -> RunState:
         )
         raise CheckpointError(msg)
     stored = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["state"]
-    read_optimizer(folder, optimizer)
     return RunState(stored["step"], stored["epoch"], tuple(stored["cursor"]), stored["fingerprint"])
+
+
+def has_checkpoints(output_dir: Path) -> bool:
+    """Whether there is any checkpoint folder, whole or damaged."""
+    return bool(_folders(output_dir))
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:

@@ -59,10 +59,24 @@ def resolve_checkpoint(name_or_path: str | None, *, flavour: str) -> Path:
     Raises:
         CheckpointError: the folder or the hub id cannot be had.
     """
+    return local_checkpoint(name_or_path, flavour=flavour) or _download(name_or_path or FLAVOURS[flavour])
+
+
+def local_checkpoint(name_or_path: str | None, *, flavour: str) -> Path | None:
+    """Find a checkpoint's folder without asking the network.
+
+    Args:
+        name_or_path: as for `resolve_checkpoint`.
+        flavour: as for `resolve_checkpoint`.
+
+    Returns:
+        None: the name is a hub id.
+
+    Raises:
+        CheckpointError: it is neither a folder nor a hub id.
+    """
     if name_or_path is None:
-        if flavour == TINY:
-            return Path(str(files("longcat_tune"))) / "assets" / TINY
-        name_or_path = FLAVOURS[flavour]
+        return Path(str(files("longcat_tune"))) / "assets" / TINY if flavour == TINY else None
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
@@ -72,7 +86,7 @@ def resolve_checkpoint(name_or_path: str | None, *, flavour: str) -> Path:
             "set pretrained_model_name_or_path to the folder that holds " + ", ".join(COMPONENTS)
         )
         raise CheckpointError(msg)
-    return _download(name_or_path)
+    return None
 
 
 def _download(hub_id: str) -> Path:
@@ -116,6 +130,16 @@ def read_transformer_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
+def empty_transformer(folder: Path, *, attend: AttentionFunction = sdpa_attention) -> LongCatVideoTransformer:
+    """Build the transformer on the meta device: names and shapes without memory.
+
+    Raises:
+        CheckpointError: the folder's config.json is missing or wrong.
+    """
+    with torch.device("meta"):
+        return LongCatVideoTransformer(**read_transformer_config(folder), attend=attend)
+
+
 def load_transformer(
     folder: Path,
     *,
@@ -137,8 +161,7 @@ def load_transformer(
     Raises:
         CheckpointError: a shard is missing or unreadable, or names or shapes differ from the model's.
     """
-    with torch.device("meta"):
-        model = LongCatVideoTransformer(**read_transformer_config(folder), attend=attend)
+    model = empty_transformer(folder, attend=attend)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     loaded: set[str] = set()
     unknown: list[str] = []

@@ -12,12 +12,20 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from longcat_tune.config.flow import FlowSection
+from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.flow.density import DensityKind, SigmaDensity
 from longcat_tune.model.attention import ATTENTION_FUNCTIONS
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.weights import TRANSFORMER, load_transformer, resolve_checkpoint
+from longcat_tune.model.lora_targets import lora_target_modules
+from longcat_tune.model.weights import (
+    TRANSFORMER,
+    empty_transformer,
+    load_transformer,
+    local_checkpoint,
+    resolve_checkpoint,
+)
 from longcat_tune.training.optimizers import ScheduleName, build_adamw
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -52,16 +60,33 @@ def find_checkpoint(model: ModelSection) -> CheckpointFolders:
         CheckpointError: a folder or hub id cannot be had.
     """
     flavour = model.model_flavour
-    override = model.pretrained_transformer_model_name_or_path
+    return _folders(*(resolve_checkpoint(name, flavour=flavour) for name in _names(model)))
+
+
+def find_local_checkpoint(model: ModelSection) -> CheckpointFolders | None:
+    """Resolve every component without asking the network; None when one of them is named by a hub id.
+
+    Raises:
+        CheckpointError: a folder is not there.
+    """
+    found = [local_checkpoint(name, flavour=model.model_flavour) for name in _names(model)]
+    here = [folder for folder in found if folder is not None]
+    return _folders(*here) if len(here) == len(found) else None
+
+
+def _names(model: ModelSection) -> tuple[str | None, str | None, str | None]:
+    """Where transformer, VAE and text encoder come from; None is the flavour's own."""
     root = model.pretrained_model_name_or_path
-    transformer = resolve_checkpoint(override or root, flavour=flavour)
-    return CheckpointFolders(
-        transformer=transformer / TRANSFORMER if (transformer / TRANSFORMER).is_dir() else transformer,
-        vae=resolve_checkpoint(model.pretrained_vae_model_name_or_path or root, flavour=flavour),
-        text_encoder=resolve_checkpoint(
-            model.pretrained_text_encoder_model_name_or_path or root, flavour=flavour
-        ),
+    return (
+        model.pretrained_transformer_model_name_or_path or root,
+        model.pretrained_vae_model_name_or_path or root,
+        model.pretrained_text_encoder_model_name_or_path or root,
     )
+
+
+def _folders(transformer: Path, vae: Path, text_encoder: Path) -> CheckpointFolders:
+    inside = transformer / TRANSFORMER
+    return CheckpointFolders(inside if inside.is_dir() else transformer, vae, text_encoder)
 
 
 def build_transformer(model: ModelSection, folder: Path, *, device: torch.device) -> LongCatVideoTransformer:
@@ -72,6 +97,20 @@ def build_transformer(model: ModelSection, folder: Path, *, device: torch.device
         device=device,
         attend=ATTENTION_FUNCTIONS[model.attention_implementation],
     )
+
+
+def require_lora_targets(lora: LoraSection, folder: Path) -> None:
+    """Refuse targets that name nothing in this transformer, before hours of encoding and loading.
+
+    Args:
+        lora: the section.
+        folder: the transformer's.
+
+    Raises:
+        ConfigError: a target matches no layer.
+        CheckpointError: the folder holds no transformer of this kind.
+    """
+    lora_target_modules(empty_transformer(folder), lora.lora_target)
 
 
 def uses_autocast(model: ModelSection) -> bool:

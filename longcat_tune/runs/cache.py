@@ -34,7 +34,7 @@ from longcat_tune.log import progress
 from longcat_tune.model.text_encoder import clean_prompt, load_text_encoder, text_encoder_identity
 from longcat_tune.model.vae import VideoAutoencoder, vae_identity
 from longcat_tune.model.weights import read_transformer_config
-from longcat_tune.runs.build import DTYPES, pick_device
+from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.sampling.requests import RenderRequest
@@ -87,44 +87,51 @@ def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
     plan = make_plan(config, config_dir=config_dir)
     plan.require_sound()
     requests = plan_requests(config.validation, plan.render_source)
-    cached = fill_caches(config, plan, requests, device=pick_device())
+    checkpoint = find_checkpoint(config.model)
+    cached = fill_caches(config, plan, checkpoint, requests, device=pick_device())
     logger.info("The caches hold all %d clips", len(cached.samples))
 
 
 def fill_caches(
-    config: RunConfig, plan: RunPlan, requests: Sequence[RenderRequest], *, device: torch.device
+    config: RunConfig,
+    plan: RunPlan,
+    checkpoint: CheckpointFolders,
+    requests: Sequence[RenderRequest],
+    *,
+    device: torch.device,
 ) -> CachedRun:
     """Encode what is missing.
 
     Args:
         config: the run.
         plan: what it trains on.
+        checkpoint: of the encoders, and of the transformer whose config they must fit.
         requests: what it renders.
         device: where the encoders run.
 
     Raises:
         UserError: a clip, an encoder or the cache folder is unusable.
     """
-    jobs = _Jobs(config, plan)
+    jobs = _Jobs(config, plan, checkpoint)
     samples = tuple(jobs.sample(entry, clip) for entry, clip in plan.training_clips())
     empty_text = jobs.text(EMPTY_PROMPT)
     cached = CachedRun(samples, empty_text, tuple(jobs.request(request) for request in requests))
     jobs.remember_sources()
-    _encode_texts(unfinished(jobs.texts), config, plan, device)
-    _encode_latents(unfinished(jobs.latents), config, plan, device)
+    _encode_texts(unfinished(jobs.texts), config, checkpoint, device)
+    _encode_latents(unfinished(jobs.latents), config, checkpoint, device)
     return cached
 
 
 class _Jobs:
     """Collects what has to be in the caches, and under which names."""
 
-    def __init__(self, config: RunConfig, plan: RunPlan) -> None:
+    def __init__(self, config: RunConfig, plan: RunPlan, checkpoint: CheckpointFolders) -> None:
         self.config = config
         self.plan = plan
         self.folder = config.output.output_dir / "cache"
         self.text_folder = plan.text_cache or self.folder / "text"
-        self.vae = vae_identity(plan.checkpoint.vae)
-        self.text_encoder = text_encoder_identity(plan.checkpoint.text_encoder)
+        self.vae = vae_identity(checkpoint.vae)
+        self.text_encoder = text_encoder_identity(checkpoint.text_encoder)
         self.hashes: dict[Path, SourceHashes] = {}
         self.latents: list[LatentJob] = []
         self.texts: list[TextJob] = []
@@ -201,14 +208,16 @@ class _Jobs:
             hashes.save()
 
 
-def _encode_texts(jobs: list[TextJob], config: RunConfig, plan: RunPlan, device: torch.device) -> None:
+def _encode_texts(
+    jobs: list[TextJob], config: RunConfig, checkpoint: CheckpointFolders, device: torch.device
+) -> None:
     if not jobs:
         return
     model = config.model
     encoder = load_text_encoder(
-        plan.checkpoint.text_encoder,
+        checkpoint.text_encoder,
         choice=model.text_encoder,
-        caption_channels=read_transformer_config(plan.checkpoint.transformer)["caption_channels"],
+        caption_channels=read_transformer_config(checkpoint.transformer)["caption_channels"],
         zero_pad=model.text_encoder_zero_pad,
         dtype=DTYPES[model.text_encoder_1_precision],
         device=device,
@@ -219,10 +228,12 @@ def _encode_texts(jobs: list[TextJob], config: RunConfig, plan: RunPlan, device:
     free_memory(device)
 
 
-def _encode_latents(jobs: list[LatentJob], config: RunConfig, plan: RunPlan, device: torch.device) -> None:
+def _encode_latents(
+    jobs: list[LatentJob], config: RunConfig, checkpoint: CheckpointFolders, device: torch.device
+) -> None:
     if not jobs:
         return
-    vae = VideoAutoencoder.load(plan.checkpoint.vae, dtype=DTYPES[config.model.vae_dtype], device=device)
+    vae = VideoAutoencoder.load(checkpoint.vae, dtype=DTYPES[config.model.vae_dtype], device=device)
     backend = config.data.video_backend
 
     def load(job: LatentJob) -> Tensor:

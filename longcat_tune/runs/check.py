@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
-from longcat_tune.config.run import RunConfig
+from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.log import output
+from longcat_tune.runs.build import find_local_checkpoint, require_lora_targets
 from longcat_tune.runs.plan import describe, make_plan
 from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
@@ -22,11 +26,13 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
 
     Raises:
         DataError: at least one file cannot be used.
-        UserError: the plan cannot be made at all.
+        ConfigError: the length of the training is not given.
+        UserError: the plan cannot be made at all, or does not fit the model.
     """
     plan = make_plan(config, config_dir=config_dir)
     requests = plan_requests(config.validation, plan.render_source)
-    report = plan_report(plan, requests)
+    checkpoint = find_local_checkpoint(config.model)
+    report = plan_report(plan, requests, checkpoint)
     if as_json:
         output.print(json.dumps(report, indent=2, ensure_ascii=False), markup=False, highlight=False)
     else:
@@ -38,3 +44,8 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
         ]
         output.print("\n".join(lines), markup=False, highlight=False)
     plan.require_sound(told=True)
+    require_training_length(config)
+    if checkpoint is None:
+        logger.info("the weights were not looked for: they come from the hub, and train downloads them")
+    else:
+        require_lora_targets(config.lora, checkpoint.transformer)

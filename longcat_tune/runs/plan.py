@@ -1,6 +1,6 @@
 """RunConfig to RunPlan: what was asked becomes folders that exist, clips in buckets, and steps.
 
-Opens no weights; every clip found is either planned or refused with a reason.
+Looks for no weights; every clip found is either planned or refused with a reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from longcat_tune.config.run import RunConfig
 from longcat_tune.data.manifest import Manifest, scan
 from longcat_tune.data.planning import DatasetPlan, plan_dataset
 from longcat_tune.errors import DataError
-from longcat_tune.runs.build import CheckpointFolders, find_checkpoint
 from longcat_tune.types import Bucket, PlannedClip, Refusal
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ class RunPlan:
     """What a run will do.
 
     Attributes:
-        checkpoint: where the weights are.
         training: the datasets trained on.
         held_out: the datasets that are not trained on.
         render_source: the one of them that eval_dataset_id names.
@@ -63,7 +61,6 @@ class RunPlan:
         max_steps: optimizer steps of the run; None when its length was not given.
     """
 
-    checkpoint: CheckpointFolders
     training: tuple[PlannedDataset, ...]
     held_out: tuple[PlannedDataset, ...]
     render_source: DatasetPlan | None
@@ -131,7 +128,6 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     Raises:
         ConfigError: the data file is wrong, or eval_dataset_id names nothing.
         DataError: a folder is missing or empty.
-        CheckpointError: the weights cannot be found.
     """
     entries = load_datasets(config, config_dir=config_dir)
     backend = config.data.video_backend
@@ -153,7 +149,6 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     )
     steps_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     return RunPlan(
-        checkpoint=find_checkpoint(config.model),
         training=tuple(trained),
         held_out=tuple(held_out),
         render_source=next((one.plan for one in held_out if one.entry.id == held_out_id), None),
@@ -165,17 +160,15 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
 
 
 def plan_without_clips(config: RunConfig, *, config_dir: Path) -> RunPlan:
-    """Plan renders that need no dataset: only the weights and, if the data file names one, the text cache.
+    """Plan renders that need no dataset: only the text cache, if the data file names one.
 
     Raises:
         ConfigError: the data file is wrong.
-        CheckpointError: the weights cannot be found.
     """
     entries: tuple[DatasetEntry, ...] = ()
     if config.data.data_backend_config is not None:
         entries = load_datasets(config, config_dir=config_dir)
     return RunPlan(
-        checkpoint=find_checkpoint(config.model),
         training=(),
         held_out=(),
         render_source=None,

@@ -1,8 +1,7 @@
 """Render a set of cached requests to mp4s and a grid, with whatever adapter the model has right now.
 
 Serves the command `validate` and the renders inside a run alike. A folder that already shows the same
-requests
-of the same weights is left as it is.
+requests of the same weights, made in the same way, is left as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.build import DTYPES, CheckpointFolders, compute_context
 from longcat_tune.runs.cache import CachedRequest, free_memory
-from longcat_tune.sampling.pictures import Frames, frame_grid, to_frames
+from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, to_frames
 from longcat_tune.sampling.render import render_latents
 from longcat_tune.sampling.requests import EncodedRequest
 from longcat_tune.training.trouble import explained_out_of_memory
@@ -39,6 +38,16 @@ logger = logging.getLogger(__name__)
 
 GRID_NAME = "grid.png"
 RECORD_NAME = "renders.json"
+
+SHAPING_KEYS = (
+    "flow_schedule_shift",
+    "framerate",
+    "base_model_precision",
+    "mixed_precision",
+    "attention_implementation",
+    "vae_dtype",
+)
+"""Config keys that change a render and are not part of its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class Renderer:
         fps: of the mp4s.
         device: where the model is.
         compute: entered around every denoising, such as autocast.
+        settings: what else the pictures depend on, for the record; JSON values.
     """
 
     model: LongCatVideoTransformer
@@ -62,6 +72,7 @@ class Renderer:
     fps: float
     device: torch.device
     compute: Callable[[], AbstractContextManager[object]]
+    settings: Mapping[str, Any]
 
     def render(self, requests: Sequence[CachedRequest], *, folder: Path, weights: str) -> tuple[Path, ...]:
         """Render every request into a folder.
@@ -79,7 +90,7 @@ class Renderer:
         """
         paths = [folder / f"{cached.request.file_stem}.mp4" for cached in requests]
         shown = (*paths, folder / GRID_NAME)
-        record = _record(requests, weights=weights)
+        record = _record(requests, weights=weights, settings=self.settings)
         if all(path.is_file() for path in shown) and _same_record(folder, record):
             logger.info("%s already shows these renders of these weights", folder)
             return shown
@@ -99,7 +110,9 @@ class Renderer:
         for cached, path, latents_CTHW in zip(requests, paths, latents, strict=True):
             frames_FHW3 = to_frames(vae.decode(latents_CTHW))
             write_mp4(path, frames_FHW3, self.fps)
-            rows.append((f"{cached.request.file_stem}: {cached.request.prompt}", frames_FHW3))
+            # A few frames only: a 480p render of 93 frames is 111 MB.
+            shown = evenly_spaced(frames_FHW3)
+            rows.append((f"{cached.request.file_stem}: {cached.request.prompt}", shown))
         del vae
         free_memory(self.device)
         return rows
@@ -132,6 +145,7 @@ def build_renderer(
     device: torch.device,
 ) -> Renderer:
     """Put a run's renderer together."""
+    flat = config.flat()
     return Renderer(
         model=model,
         vae_folder=checkpoint.vae,
@@ -140,11 +154,12 @@ def build_renderer(
         fps=config.data.framerate,
         device=device,
         compute=compute_context(config.model, device),
+        settings={key: flat[key] for key in SHAPING_KEYS} | {"vae": str(checkpoint.vae)},
     )
 
 
 def weights_identity(base: str, adapter: Mapping[str, Tensor]) -> str:
-    """Name a base and an adapter by content, so that the same render is not made twice."""
+    """Name a base by its place and an adapter by content, so that the same render is not made twice."""
     digest = hashlib.blake2b(base.encode(), digest_size=16)
     for name in sorted(adapter):
         digest.update(name.encode())
@@ -161,14 +176,17 @@ def _encoded(cached: CachedRequest) -> EncodedRequest:
     )
 
 
-def _record(requests: Sequence[CachedRequest], *, weights: str) -> dict[str, Any]:
+def _record(
+    requests: Sequence[CachedRequest], *, weights: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     # Cache names are content keys: they stand for the prompt's encoding and the start image's pixels.
     renders = [
         dataclasses.asdict(cached.request)
         | {"prompt_key": cached.prompt_path.name, "start_key": cached.cond_path and cached.cond_path.name}
         for cached in requests
     ]
-    record: dict[str, Any] = json.loads(json.dumps({"weights": weights, "renders": renders}, default=str))
+    content = {"weights": weights, "renders": renders}
+    record: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return record
 
 

@@ -6,20 +6,30 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from longcat_tune import __version__
 from longcat_tune.config.values import FrameSize
+from longcat_tune.runs.build import CheckpointFolders
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
 from longcat_tune.sampling.requests import RenderRequest
 
 VERSIONED = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def plan_report(plan: RunPlan, requests: Sequence[RenderRequest]) -> dict[str, Any]:
-    """Everything a plan decided, as JSON values."""
+def plan_report(
+    plan: RunPlan, requests: Sequence[RenderRequest], checkpoint: CheckpointFolders | None
+) -> dict[str, Any]:
+    """Everything a plan decided, as JSON values.
+
+    Args:
+        plan: of the run.
+        requests: what it renders.
+        checkpoint: where the weights are; None while they are only named.
+    """
     return {
         "datasets": [
             *(_dataset_report(dataset, trained=True) for dataset in plan.training),
@@ -27,11 +37,7 @@ def plan_report(plan: RunPlan, requests: Sequence[RenderRequest]) -> dict[str, A
         ],
         "steps_per_epoch": plan.steps_per_epoch,
         "max_steps": plan.max_steps,
-        "checkpoint": {
-            "transformer": str(plan.checkpoint.transformer),
-            "vae": str(plan.checkpoint.vae),
-            "text_encoder": str(plan.checkpoint.text_encoder),
-        },
+        "checkpoint": checkpoint and {name: str(folder) for name, folder in asdict(checkpoint).items()},
         "renders": [
             {
                 "name": request.name,

@@ -11,28 +11,25 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora, write_lora
-from longcat_tune.checkpoint.run_state import (
-    RunState,
-    find_checkpoint,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
+from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.data.sampler import BucketSampler, Cursor, step_batches
-from longcat_tune.errors import ConfigError, InterruptedRunError, UserError
+from longcat_tune.errors import InterruptedRunError, UserError
 from longcat_tune.files import require_writable, write_json_atomically
 from longcat_tune.log import Bar, progress
 from longcat_tune.memory.recompute import enable_recompute
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.lora import add_lora, load_lora_state, lora_alphas, lora_state
+from longcat_tune.model.lora import add_lora, lora_alphas, lora_state
 from longcat_tune.model.lora_targets import lora_target_modules
 from longcat_tune.runs.build import (
+    CheckpointFolders,
     build_optimizer,
     build_transformer,
     compute_context,
+    find_checkpoint,
     pick_device,
+    require_lora_targets,
     schedule_name,
     sigma_density,
     uses_autocast,
@@ -42,6 +39,7 @@ from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
 from longcat_tune.runs.report import accounting_lines, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.resume import checkpoint_to_resume, resume
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import LoopParts, run_loop
 from longcat_tune.training.metrics import EventLog, StepMetrics
@@ -65,15 +63,18 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
     require_training_length(config)
     output_dir = config.output.output_dir
     require_writable(output_dir)
+    resume_from = checkpoint_to_resume(config)
     device = pick_device()
     plan = make_plan(config, config_dir=config_dir)
     plan.require_sound()
     requests = plan_requests(config.validation, plan.render_source)
-    report = plan_report(plan, requests)
+    checkpoint = find_checkpoint(config.model)
+    require_lora_targets(config.lora, checkpoint.transformer)
+    report = plan_report(plan, requests, checkpoint)
     for line in (*accounting_lines(report), *render_lines(requests, framerate=config.data.framerate)):
         logger.info("%s", line)
-    cached = fill_caches(config, plan, requests, device=device)
-    write_json_atomically(output_dir / "config.json", config.flat())
+    cached = fill_caches(config, plan, checkpoint, requests, device=device)
+    _write_config(config, config_dir=config_dir)
     write_json_atomically(output_dir / "plan.json", report)
     with EventLog(output_dir / "events.jsonl") as events:
         events.write(
@@ -84,7 +85,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
             versions=report["versions"],
         )
         try:
-            final = _train(config, plan, cached, device, events)
+            final = _train(config, plan, checkpoint, cached, events, resume_from=resume_from, device=device)
         except UserError as error:
             if isinstance(error, InterruptedRunError):
                 events.write("run_end", how="interrupted")
@@ -94,17 +95,37 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         events.write("run_end", step=final.step, how="finished")
 
 
+def _write_config(config: RunConfig, *, config_dir: Path) -> None:
+    """Keep what was asked, unless that would replace the file in which the user asks it."""
+    path = config.output.output_dir / "config.json"
+    if path.is_file() and path.parent.resolve() == config_dir.resolve():
+        logger.info("%s is left as it is: output_dir is the folder of this run's config", path)
+        return
+    write_json_atomically(path, config.flat())
+
+
 def _train(
-    config: RunConfig, plan: RunPlan, cached: CachedRun, device: torch.device, events: EventLog
+    config: RunConfig,
+    plan: RunPlan,
+    checkpoint: CheckpointFolders,
+    cached: CachedRun,
+    events: EventLog,
+    *,
+    resume_from: Path | None,
+    device: torch.device,
 ) -> LoopState:
     # Imported here: it costs a second, and a mistake in the data should be told before.
     from accelerate import Accelerator
 
     assert plan.max_steps is not None
     training = config.training
-    model = model_with_lora(config, plan.checkpoint.transformer, device=device)
+    model = model_with_lora(config, checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    start = _resume(config, model, optimizer, events)
+    start = LoopState() if resume_from is None else resume(resume_from, config, model, optimizer)
+    if resume_from is not None:
+        events.write("resume", step=start.step, folder=resume_from.name)
+    if start.step >= plan.max_steps:
+        logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
     sampler = BucketSampler(
         cached.samples,
         cached.empty_text,
@@ -125,7 +146,7 @@ def _train(
         draw_sigma=sigma_density(config.flow).sample,
         compute=compute_context(config.model, device),
     )
-    renderer = build_renderer(config, plan.checkpoint, model, device=device)
+    renderer = build_renderer(config, checkpoint, model, device=device)
     groups = step_batches(
         sampler,
         start=Cursor(*start.cursor) if start.cursor else Cursor(0, 0),
@@ -133,7 +154,7 @@ def _train(
         pin_memory=device.type == "cuda",
     )
     with progress("Training", plan.max_steps, done=start.step) as bar, closing(groups):
-        callbacks = _Callbacks(config, plan, cached, parts, renderer, events, bar)
+        callbacks = _Callbacks(config, checkpoint, cached, parts, renderer, events, bar)
         return run_loop(
             parts,
             groups,
@@ -180,44 +201,12 @@ def _loop_settings(config: RunConfig, max_steps: int, *, renders: bool) -> LoopS
     )
 
 
-def _resume(
-    config: RunConfig, model: LongCatVideoTransformer, optimizer: torch.optim.Optimizer, events: EventLog
-) -> LoopState:
-    wanted = config.training.resume_from_checkpoint
-    folder = None if wanted is None else find_checkpoint(config.output.output_dir, wanted)
-    if folder is None:
-        _require_fresh(config.output.output_dir)
-        return LoopState()
-    saved = load_checkpoint(folder, optimizer)
-    load_lora_state(model, read_lora(folder).weights)
-    # Through JSON, as the saved one went: tuples become lists.
-    now = json.loads(json.dumps(config.flat()))
-    for key in sorted(now.keys() & saved.fingerprint.keys()):
-        if now[key] != saved.fingerprint[key]:
-            logger.info(
-                "%s was %s until this checkpoint and is now %s", key, saved.fingerprint[key], now[key]
-            )
-    logger.info("Resuming from %s", folder)
-    events.write("resume", step=saved.step, folder=folder.name)
-    return LoopState(saved.step, saved.epoch, saved.cursor)
-
-
-def _require_fresh(output_dir: Path) -> None:
-    """Keep a run that starts afresh from mixing its checkpoints with another's."""
-    if latest_checkpoint(output_dir) is not None:
-        msg = (
-            f"resume_from_checkpoint (none): output_dir ({output_dir}) must hold no checkpoints but has "
-            "some of an earlier run; choose another output_dir, or delete its checkpoint-* folders"
-        )
-        raise ConfigError(msg)
-
-
 @dataclass(frozen=True, slots=True)
 class _Callbacks:
     """What the loop calls: save, render, show."""
 
     config: RunConfig
-    plan: RunPlan
+    checkpoint: CheckpointFolders
     cached: CachedRun
     parts: LoopParts
     renderer: Renderer
@@ -240,7 +229,7 @@ class _Callbacks:
 
     def validate(self, step: int) -> None:
         """Render all requests with the adapter as it is."""
-        identity = weights_identity(str(self.plan.checkpoint.transformer), lora_state(self.renderer.model))
+        identity = weights_identity(str(self.checkpoint.transformer), lora_state(self.renderer.model))
         output_dir = self.config.output.output_dir
         shown = self.renderer.render(
             self.cached.requests,

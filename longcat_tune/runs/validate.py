@@ -8,9 +8,15 @@ from pathlib import Path
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora
 from longcat_tune.config.run import RunConfig
-from longcat_tune.errors import ConfigError
+from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.lora import load_lora
-from longcat_tune.runs.build import build_transformer, pick_device, uses_autocast
+from longcat_tune.runs.build import (
+    CheckpointFolders,
+    build_transformer,
+    find_checkpoint,
+    pick_device,
+    uses_autocast,
+)
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.plan import RunPlan, make_plan, plan_without_clips
 from longcat_tune.runs.render import build_renderer, weights_identity
@@ -50,19 +56,24 @@ def validate(
     for line in render_lines(requests, framerate=config.data.framerate):
         logger.info("%s", line)
     device = pick_device()
-    cached = fill_caches(config, plan, requests, device=device)
-    model = build_transformer(config.model, plan.checkpoint.transformer, device=device)
-    for number, adapter in enumerate(adapters, start=1):
-        load_lora(
-            model,
-            adapter.weights,
-            adapter.alphas,
-            adapter=f"lora-{number}",
-            autocast=uses_autocast(config.model),
-        )
+    checkpoint = find_checkpoint(config.model)
+    cached = fill_caches(config, plan, checkpoint, requests, device=device)
+    model = build_transformer(config.model, checkpoint.transformer, device=device)
+    for number, (path, adapter) in enumerate(zip(loras, adapters, strict=True), start=1):
+        try:
+            load_lora(
+                model,
+                adapter.weights,
+                adapter.alphas,
+                adapter=f"lora-{number}",
+                autocast=uses_autocast(config.model),
+            )
+        except CheckpointError as error:
+            msg = f"--lora ({path}): {error}; give a LoRA that was trained on the model of this config"
+            raise CheckpointError(msg) from error
     folder = config.output.output_dir / "validation" / _folder_name(loras)
-    renderer = build_renderer(config, plan.checkpoint, model, device=device)
-    shown = renderer.render(cached.requests, folder=folder, weights=_identity(plan, adapters))
+    renderer = build_renderer(config, checkpoint, model, device=device)
+    shown = renderer.render(cached.requests, folder=folder, weights=_identity(checkpoint, adapters))
     for path in shown:
         logger.info("%s", path)
 
@@ -100,11 +111,11 @@ def _folder_name(loras: Sequence[Path]) -> str:
     return "+".join(path.parent.name if inside else path.stem for path, inside in names)
 
 
-def _identity(plan: RunPlan, adapters: Sequence[LoraWeights]) -> str:
+def _identity(checkpoint: CheckpointFolders, adapters: Sequence[LoraWeights]) -> str:
     named = {
         f"{number}.{name}": weight
         for number, adapter in enumerate(adapters)
         for name, weight in adapter.weights.items()
     }
     alphas = [sorted(adapter.alphas.items()) for adapter in adapters]
-    return weights_identity(f"{plan.checkpoint.transformer} {alphas}", named)
+    return weights_identity(f"{checkpoint.transformer} {alphas}", named)

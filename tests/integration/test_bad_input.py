@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
+from torch import zeros
 
 from longcat_tune.cli import main
 from longcat_tune.data.video import write_mp4
@@ -185,6 +187,19 @@ def test_a_lora_that_does_not_exist(tmp_path: Path, capsys) -> None:
     missing = tmp_path / "no.safetensors"
     assert main(["validate", "--config", str(config), "--lora", str(missing), "--prompt", "a cat"]) == 1
     assert error_of(capsys) == f"LoRA file {missing} does not exist; give a complete safetensors file"
+
+
+def test_a_lora_of_another_model_is_named(tmp_path: Path, capsys) -> None:
+    lora = tmp_path / "other.safetensors"
+    name = "transformer.blocks.0.attn.qkv"
+    save_file({f"{name}.lora_A.weight": zeros(2, 8), f"{name}.lora_B.weight": zeros(24, 2)}, lora)
+    config = tmp_path / "config.json"
+    values = {"model_flavour": "tiny", "output_dir": str(tmp_path / "out")}
+    config.write_text(json.dumps(values))
+    assert main(["validate", "--config", str(config), "--lora", str(lora), "--prompt", "a cat"]) == 1
+    message = error_of(capsys)
+    assert message.startswith(f"--lora ({lora}): the LoRA's blocks.0.attn.qkv takes 8 and gives 24 values")
+    assert "give a LoRA that was trained on the model of this config" in message
 
 
 def test_a_training_without_a_length(tmp_path: Path, capsys) -> None:

@@ -36,7 +36,7 @@ def test_found_is_used_plus_refused_and_every_refusal_is_told(tmp_path: Path) ->
     (clips / "clip-0.txt").unlink()
     (clips / "clip-2.mp4").write_bytes(b"")
     plan = make_plan(make_run(tmp_path, [video_entry(clips)]), config_dir=tmp_path)
-    assert "clips: 3 found = 1 used + 2 refused" in accounting_lines(plan_report(plan, ()))
+    assert "clips: 3 found = 1 used + 2 refused" in accounting_lines(plan_report(plan, (), None))
     with pytest.raises(DataError) as error:
         plan.require_sound()
     assert str(error.value).splitlines()[0] == (

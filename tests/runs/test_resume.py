@@ -1,0 +1,81 @@
+"""What a run goes on from is settled before anything is encoded or written."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE
+from longcat_tune.checkpoint.run_state import STATE_FILE
+from longcat_tune.errors import ConfigError, DataError, UserError
+from longcat_tune.runs.train import train
+from tests.builders import make_clips, make_run, video_entry
+
+
+def run(folder: Path, clips: Path, **keys: Any) -> Path:
+    config = make_run(folder, [video_entry(clips)], **{"max_train_steps": 1, **keys})
+    train(config, config_dir=folder)
+    return config.output.output_dir
+
+
+def test_another_rank_is_refused_by_name_and_nothing_changes(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    output_dir = run(tmp_path, clips)
+    before = {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as error:
+        run(tmp_path, make_clips(tmp_path / "other", 2), lora_rank=16, max_train_steps=2)
+    folder = output_dir / "checkpoint-000001"
+    assert str(error.value) == (
+        f"lora_rank (16) must stay what it is in {folder} (8) to go on from there; set it back, or choose "
+        "another output_dir"
+    )
+    assert {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    output_dir = run(tmp_path, clips)
+    lora = (output_dir / LORA_FILE).read_bytes()
+    (output_dir / "checkpoint-000001" / STATE_FILE).write_text("{")
+    with pytest.raises(ConfigError, match=r"resume_from_checkpoint \(latest\).*has only damaged ones"):
+        run(tmp_path, clips)
+    assert (output_dir / LORA_FILE).read_bytes() == lora
+
+
+def test_a_finished_run_says_that_nothing_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    run(tmp_path, clips)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, clips)
+    assert "All 1 steps are done already; raise max_train_steps to train on" in caplog.messages
+
+
+def test_the_users_own_config_is_not_replaced(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    config = make_run(tmp_path, [video_entry(clips)], output_dir=str(tmp_path), max_train_steps=1)
+    path = tmp_path / "config.json"
+    written = "// mine\n" + path.read_text()
+    path.write_text(written)
+    train(config, config_dir=tmp_path)
+    assert (tmp_path / "plan.json").is_file()
+    assert path.read_text() == written
+
+
+def test_unusable_clips_are_told_before_the_weights_are_fetched(tmp_path: Path, monkeypatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise AssertionError("54 GB before a missing caption is told")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    clips = make_clips(tmp_path / "clips", 1)
+    (clips / "clip-0.txt").unlink()
+    with pytest.raises(DataError):
+        run(tmp_path, clips, model_flavour="final")
+
+
+def test_a_target_that_matches_nothing_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lora_target"):
+        run(tmp_path, make_clips(tmp_path / "clips", 1), lora_target=["nothing"])
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -30,10 +30,12 @@ def sdpa_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor 
 
 def math_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
     """The definition, written out in float32: softmax(q k^T / sqrt(d)) v."""
-    scores_BANM: Tensor = q_BANd.float() @ k_BAMd.float().transpose(-1, -2) * q_BANd.shape[-1] ** -0.5
-    if keep is not None:
-        scores_BANM = scores_BANM.masked_fill(~keep, float("-inf"))
-    return (scores_BANM.softmax(-1) @ v_BAMd.float()).to(q_BANd.dtype)
+    # Autocast would make both products bf16 again.
+    with torch.autocast(q_BANd.device.type, enabled=False):
+        scores_BANM: Tensor = q_BANd.float() @ k_BAMd.float().transpose(-1, -2) * q_BANd.shape[-1] ** -0.5
+        if keep is not None:
+            scores_BANM = scores_BANM.masked_fill(~keep, float("-inf"))
+        return (scores_BANM.softmax(-1) @ v_BAMd.float()).to(q_BANd.dtype)
 
 
 ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {

@@ -23,3 +23,10 @@ def test_functions_equal_the_definition(name: str, shape: tuple[int, ...], keys:
         keep = (torch.arange(keys) < torch.tensor([[keys - 2], [3]])[:batch])[:, None, None, :]
     expected = math_attention(q, k, v, keep)
     torch.testing.assert_close(ATTENTION_FUNCTIONS[name](q, k, v, keep), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_the_definition_stays_float32_under_autocast() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    expected = math_attention(q, k, v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(math_attention(q, k, v), expected)

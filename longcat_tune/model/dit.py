@@ -135,13 +135,14 @@ class LongCatVideoTransformer(nn.Module):
             rotary=rotary_table((cached_frames + grid[0], *grid[1:]), self.head_dim, device=latents.device),
             num_cond_tokens=(num_cond_latents - cached_frames) * tokens_per_frame,
             skip_cross_attention=skip_cross_attention,
+            return_kv=return_kv,
         )
 
         x_BNC = self.x_embedder(latents.to(self.dtype))
         fresh: dict[int, KeyValue] = {}
         for number, block in enumerate(self.blocks):
             x_BNC, own = block(x_BNC, context, kv_cache[number] if kv_cache is not None else None)
-            if return_kv:
+            if own is not None:
                 fresh[number] = own
         sample_BCTHW = unpatchify(self.final_layer(x_BNC, context.time_BTE), grid, self.patch_size)
         return (sample_BCTHW, fresh) if return_kv else sample_BCTHW

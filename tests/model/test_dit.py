@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,3 +88,23 @@ def test_no_float64_reaches_the_device(dtype: torch.dtype) -> None:
     model, (latents, timestep, text, mask) = small_model().to(dtype), inputs()
     with RefuseFloat64():
         model(latents, timestep, text, mask, num_cond_latents=1).sum().backward()
+
+
+@torch.no_grad()
+def test_keys_are_let_go_before_the_feed_forward_unless_asked_for() -> None:
+    model, (latents, timestep, text, mask) = small_model(), inputs()
+    keys: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def remember(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        keys.append(weakref.ref(output))
+
+    def look(_module: Any, _inputs: Any) -> None:
+        alive.append(keys[-1]() is not None)
+
+    for block in model.blocks:
+        block.attn.k_norm.register_forward_hook(remember)
+        block.ffn.register_forward_pre_hook(look)
+    model(latents, timestep, text, mask)
+    model(latents, timestep, text, mask, return_kv=True)
+    assert alive == [False, False, True, True]

@@ -68,13 +68,11 @@ class TextEncoder:
         module: called with token ids and mask, gives `last_hidden_state`.
         tokenizer: of the same checkpoint.
         added_width: zero columns to the right of the features.
-        identity: fingerprint of the files, for cache keys.
     """
 
     module: nn.Module
     tokenizer: Any
     added_width: int
-    identity: str
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
@@ -143,7 +141,6 @@ def load_text_encoder(
         module=_load_module(folder, family, dtype).to(device).eval().requires_grad_(requires_grad=False),
         tokenizer=_load_tokenizer(tokenizer_folder),
         added_width=added_width,
-        identity=text_encoder_identity(checkpoint),
     )
 
 

@@ -185,7 +185,7 @@ def _record(
         | {"prompt_key": cached.prompt_path.name, "start_key": cached.cond_path and cached.cond_path.name}
         for cached in requests
     ]
-    content = {"weights": weights, "renders": renders}
+    content = {"weights": weights, "settings": dict(settings), "renders": renders}
     record: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return record
 

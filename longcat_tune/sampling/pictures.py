@@ -25,11 +25,18 @@ def to_frames(pixels_CFHW: Tensor) -> Frames:
     return frames
 
 
+def evenly_spaced(frames_FHW3: Frames) -> Frames:
+    """Copy the few frames of a video that a grid shows, from the first to the last."""
+    count = min(FRAMES_ACROSS, len(frames_FHW3))
+    picked: Frames = frames_FHW3[np.linspace(0, len(frames_FHW3) - 1, count).round().astype(int)]
+    return picked
+
+
 def frame_grid(rows: Sequence[tuple[str, Frames]]) -> Image.Image:
-    """Lay out evenly spaced frames of each video across, one labelled video per row.
+    """Lay out the frames of each video across, one labelled video per row.
 
     Args:
-        rows: label and frames_FHW3 of each video, at least one.
+        rows: label and frames_FHW3 from `evenly_spaced` of each video, at least one.
 
     Returns:
         An RGB picture.
@@ -44,12 +51,10 @@ def frame_grid(rows: Sequence[tuple[str, Frames]]) -> Image.Image:
 
 
 def _strip(label: str, frames_FHW3: Frames) -> Image.Image:
-    count = min(FRAMES_ACROSS, len(frames_FHW3))
-    picks = np.linspace(0, len(frames_FHW3) - 1, count).round().astype(int)
-    height, width = frames_FHW3.shape[1:3]
+    count, height, width, _ = frames_FHW3.shape
     cell = (max(1, round(width * CELL_HEIGHT / height)), CELL_HEIGHT)
     strip = Image.new("RGB", (cell[0] * count, cell[1] + LABEL_HEIGHT), PAPER)
     ImageDraw.Draw(strip).text((4, 3), label, fill=INK)
-    for column, pick in enumerate(picks):
-        strip.paste(Image.fromarray(frames_FHW3[pick]).resize(cell), (column * cell[0], LABEL_HEIGHT))
+    for column, picture_HW3 in enumerate(frames_FHW3):
+        strip.paste(Image.fromarray(picture_HW3).resize(cell), (column * cell[0], LABEL_HEIGHT))
     return strip

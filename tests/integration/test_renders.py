@@ -120,6 +120,15 @@ def test_a_held_out_split_gives_captions_and_start_images(tmp_path: Path, own_fi
     }
 
 
+def test_what_changes_a_picture_renders_it_again(tmp_path: Path) -> None:
+    times = []
+    for keys in ({}, {}, {"flow_schedule_shift": 3.0}, {"flow_schedule_shift": 3.0, "framerate": 30}):
+        config = make_run(tmp_path, [], validation_prompt="a", data_backend_config=None, **keys)
+        run_validate(config, tmp_path)
+        times.append(renders(config, "base")[0].stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2] < times[3]
+
+
 def test_prompts_of_the_command_line_win_and_name_their_files(tmp_path: Path) -> None:
     config = make_run(tmp_path, [], validation_prompt="not this", data_backend_config=None)
     prompts = ["A cat, on a mat!", "a dog"]

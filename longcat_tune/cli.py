@@ -62,6 +62,10 @@ LATER_COMMANDS = {
 }
 
 
+INTERRUPTED = 130
+"""The exit code that Ctrl-C comes back as."""
+
+
 class SectionedCommand(TyperCommand):
     """A command whose help lists the options by section; plain: rich needs 0.2 s more for ninety."""
 
@@ -284,7 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(build_app(invoked=words[0]))
     try:
         # Without standalone mode a bug keeps its traceback and Ctrl-C comes back as 130.
-        return command.main(words, prog_name="longcat-tune", standalone_mode=False) or 0
+        code = command.main(words, prog_name="longcat-tune", standalone_mode=False) or 0
+        if code != INTERRUPTED:
+            return code
+        message = "stopped by Ctrl-C; finished files are kept, and the same command goes on"
     except UserError as error:
         message, code = str(error), error.exit_code
     except TyperException as error:

@@ -33,7 +33,16 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is logged where there is no terminal to draw a bar on."""
 
-NOISY_LIBRARIES = ("accelerate", "diffusers", "httpx", "huggingface_hub", "peft", "transformers", "urllib3")
+NOISY_LIBRARIES = (
+    "accelerate",
+    "diffusers",
+    "httpx",
+    "huggingface_hub",
+    "peft",
+    "torch",
+    "transformers",
+    "urllib3",
+)
 
 
 def set_up(*, verbose: bool = False) -> None:

@@ -124,7 +124,11 @@ def test_runs_take_what_is_handed_over(monkeypatch, command):
         (None, 0, ""),
         (DataError("clip.mp4 is empty; remove it"), 1, "error: clip.mp4 is empty; remove it\n"),
         (InterruptedRunError("stopped at step 3"), 130, "error: stopped at step 3\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (
+            KeyboardInterrupt(),
+            130,
+            "error: stopped by Ctrl-C; finished files are kept, and the same command goes on\n",
+        ),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code, printed):

@@ -109,8 +109,9 @@ def run_loop(
         if settings.validate_last:
             run.validate()
     if stop.requested and run.state.step < settings.max_steps:
-        msg = f"stopped after step {run.state.step}, which is saved; the same command goes on from there"
-        raise InterruptedRunError(msg)
+        step = run.state.step
+        where = f"after step {step}, which is saved" if step else "before the first step"
+        raise InterruptedRunError(f"stopped {where}; the same command goes on from there")
     return run.state
 
 

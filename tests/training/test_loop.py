@@ -287,3 +287,15 @@ def test_the_compute_context_is_entered_for_every_forward() -> None:
     made = replace(parts(Watching()), compute=lambda: torch.autocast("cpu", torch.bfloat16))
     run_loop(made, groups(), settings=settings(2), hooks=recorder().hooks())
     assert dtypes == [True] * 4
+
+
+def test_ctrl_c_in_the_first_render_claims_no_saved_step() -> None:
+    seen = recorder()
+
+    def validate(step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    hooks = replace(seen.hooks(), validate=validate)
+    with pytest.raises(InterruptedRunError, match="stopped before the first step; the same command"):
+        run_loop(parts(), groups(), settings=settings(9, validate_first=True), hooks=hooks)
+    assert seen.saves == []

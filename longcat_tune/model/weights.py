@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,16 @@ CONFIG_FIELDS = (
 NAMED_AT_MOST = 5
 
 
-def resolve_checkpoint(name_or_path: str | None, *, flavour: str) -> Path:
-    """Find a checkpoint's folder, downloading it when the name is a hub id.
+def resolve_checkpoint(
+    name_or_path: str | None, *, flavour: str, components: Sequence[str] = COMPONENTS
+) -> Path:
+    """Find a checkpoint's folder, downloading what is needed of it when the name is a hub id.
 
     Args:
         name_or_path: a local folder, a hub id, or None for the flavour's own.
         flavour: `final` or `tiny`.
+        components: the folders needed; of the transformer's, files in the repository's root too, where a
+            transformer by itself has them.
 
     Returns:
         The local folder that holds the components.
@@ -59,7 +63,8 @@ def resolve_checkpoint(name_or_path: str | None, *, flavour: str) -> Path:
     Raises:
         CheckpointError: the folder or the hub id cannot be had.
     """
-    return local_checkpoint(name_or_path, flavour=flavour) or _download(name_or_path or FLAVOURS[flavour])
+    local = local_checkpoint(name_or_path, flavour=flavour)
+    return local or _download(name_or_path or FLAVOURS[flavour], components)
 
 
 def local_checkpoint(name_or_path: str | None, *, flavour: str) -> Path | None:
@@ -89,15 +94,20 @@ def local_checkpoint(name_or_path: str | None, *, flavour: str) -> Path | None:
     return None
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, components: Sequence[str]) -> Path:
     # Imported here: reading a local checkpoint needs no hub client.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
-    logger.info("Looking up %s on the hub; the first time this downloads the whole checkpoint", hub_id)
+    patterns = [f"{name}/*" for name in components]
+    if TRANSFORMER in components:
+        patterns += ["config.json", "diffusion_pytorch_model*"]
+    names = ", ".join(components)
+    logger.info("Looking up %s of %s on the hub; the first time this downloads them", names, hub_id)
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[f"{name}/*" for name in COMPONENTS]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    # OSError: what the hub client raises for a missing entry, an answer of the hub and a full disk.
+    except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = (
             f"checkpoint {hub_id}: could not be downloaded ({reason}); check the network and the name, "

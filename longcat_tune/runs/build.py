@@ -27,8 +27,12 @@ from longcat_tune.model.weights import (
     resolve_checkpoint,
 )
 from longcat_tune.training.optimizers import ScheduleName, build_adamw
+from longcat_tune.training.trouble import explained_out_of_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+NEEDED = ((TRANSFORMER,), ("vae",), ("text_encoder", "tokenizer"))
+"""Folders of a checkpoint that transformer, VAE and text encoder are made from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,11 @@ def find_checkpoint(model: ModelSection) -> CheckpointFolders:
     Raises:
         CheckpointError: a folder or hub id cannot be had.
     """
-    flavour = model.model_flavour
-    return _folders(*(resolve_checkpoint(name, flavour=flavour) for name in _names(model)))
+    found = [
+        resolve_checkpoint(name, flavour=model.model_flavour, components=components)
+        for name, components in zip(_names(model), NEEDED, strict=True)
+    ]
+    return _folders(*found)
 
 
 def find_local_checkpoint(model: ModelSection) -> CheckpointFolders | None:
@@ -90,13 +97,19 @@ def _folders(transformer: Path, vae: Path, text_encoder: Path) -> CheckpointFold
 
 
 def build_transformer(model: ModelSection, folder: Path, *, device: torch.device) -> LongCatVideoTransformer:
-    """Load the frozen base."""
-    return load_transformer(
-        folder,
-        dtype=DTYPES[model.base_model_precision],
-        device=device,
-        attend=ATTENTION_FUNCTIONS[model.attention_implementation],
-    )
+    """Load the frozen base.
+
+    Raises:
+        CheckpointError: its files are incomplete or of another model.
+        DeviceError: the device has no room for it.
+    """
+    with explained_out_of_memory("loading the transformer"):
+        return load_transformer(
+            folder,
+            dtype=DTYPES[model.base_model_precision],
+            device=device,
+            attend=ATTENTION_FUNCTIONS[model.attention_implementation],
+        )
 
 
 def require_lora_targets(lora: LoraSection, folder: Path) -> None:

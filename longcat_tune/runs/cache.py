@@ -38,6 +38,7 @@ from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, 
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.training.trouble import explained_out_of_memory
 from longcat_tune.types import Bucket, CachedSample, PlannedClip
 
 logger = logging.getLogger(__name__)
@@ -110,15 +111,17 @@ def fill_caches(
         device: where the encoders run.
 
     Raises:
-        UserError: a clip, an encoder or the cache folder is unusable.
+        UserError: a clip, an encoder or the cache folder is unusable, or an encoder does not fit the device.
     """
     jobs = _Jobs(config, plan, checkpoint)
     samples = tuple(jobs.sample(entry, clip) for entry, clip in plan.training_clips())
     empty_text = jobs.text(EMPTY_PROMPT)
     cached = CachedRun(samples, empty_text, tuple(jobs.request(request) for request in requests))
     jobs.remember_sources()
-    _encode_texts(unfinished(jobs.texts), config, checkpoint, device)
-    _encode_latents(unfinished(jobs.latents), config, checkpoint, device)
+    with explained_out_of_memory("encoding captions"):
+        _encode_texts(unfinished(jobs.texts), config, checkpoint, device)
+    with explained_out_of_memory("encoding clips"):
+        _encode_latents(unfinished(jobs.latents), config, checkpoint, device)
     return cached
 
 
@@ -255,3 +258,5 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

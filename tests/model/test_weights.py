@@ -106,3 +106,24 @@ def test_a_path_that_is_neither_folder_nor_hub_id_is_explained() -> None:
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert resolve_checkpoint(str(tmp_path), flavour="final") == tmp_path
+
+
+def test_only_what_is_needed_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot(hub_id: str, *, allow_patterns: list[str]) -> str:
+        assert hub_id == "meituan-longcat/LongCat-Video"
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert resolve_checkpoint(None, flavour="final", components=("vae",)) == tmp_path
+    resolve_checkpoint(None, flavour="final", components=("dit",))
+    assert asked == [["vae/*"], ["dit/*", "config.json", "diffusion_pytorch_model*"]]
+
+
+def test_a_name_that_the_hub_cannot_have_is_explained() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint a b/c: could not be downloaded \(.*; check the network"
+    ):
+        resolve_checkpoint("a b/c", flavour="final")

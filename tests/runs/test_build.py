@@ -11,6 +11,7 @@ from torch import nn
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
+from longcat_tune.errors import DeviceError
 from longcat_tune.model.attention import math_attention, sdpa_attention
 from longcat_tune.runs.build import (
     build_optimizer,
@@ -100,3 +101,12 @@ def test_parts_of_another_checkpoint_are_taken_from_there(tmp_path: Path) -> Non
         ModelSection(**TINY, pretrained_transformer_model_name_or_path=str(tmp_path / "bare"))
     )
     assert bare.transformer == tmp_path / "bare"
+
+
+def test_a_device_without_room_for_the_transformer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_keys: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("longcat_tune.runs.build.load_transformer", full)
+    with pytest.raises(DeviceError, match="out of memory in loading the transformer"):
+        build_transformer(ModelSection(**TINY), Path(), device=CPU)

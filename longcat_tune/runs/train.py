@@ -248,11 +248,15 @@ class _Callbacks:
         )
 
     def _lora(self, step: int) -> LoraWeights:
-        lora, model = self.config.lora, self.renderer.model
+        lora, model_keys, model = self.config.lora, self.config.model, self.renderer.model
         target = lora.lora_target if isinstance(lora.lora_target, str) else json.dumps(lora.lora_target)
         metadata = {
             "targets": target,
-            "base_model": self.config.model.model_flavour,
+            "base_model": (
+                model_keys.pretrained_transformer_model_name_or_path
+                or model_keys.pretrained_model_name_or_path
+                or model_keys.model_flavour
+            ),
             "step": str(step),
         }
         return LoraWeights(lora_state(model), lora_alphas(model), metadata)

@@ -20,6 +20,7 @@ from longcat_tune.flow.loss import flow_loss
 from longcat_tune.flow.noising import add_noise
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora
+from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs.build import build_transformer, find_checkpoint
 from longcat_tune.runs.train import train
 from longcat_tune.training.step import noise_generator
@@ -187,3 +188,13 @@ def test_peft_s_own_loader_gives_our_render_s_model_output(tmp_path: Path) -> No
         got = ours(latents, timestep, text, mask)
     assert (expected - base).abs().max() > 1e-3
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_lora_says_which_base_and_step_it_belongs_to(tmp_path: Path) -> None:
+    base = str(resolve_checkpoint(None, flavour="tiny"))
+    datasets = [video_entry(make_clips(tmp_path / "clips", 1))]
+    config = make_run(tmp_path, datasets, max_train_steps=1, pretrained_model_name_or_path=base)
+    train(config, config_dir=tmp_path)
+    stated = read_lora(config.output.output_dir / LORA_FILE).metadata
+    names = ("base_model", "targets", "step", "rank", "alpha")
+    assert [stated[name] for name in names] == [base, "attention", "1", "8", "8.0"]

@@ -106,9 +106,11 @@ class RunPlan:
             lines = [describe(refusal) for refusal in refusals]
             raise DataError("\n  ".join([f"{head}; {WHERE_TO_LOOK}:", *lines]))
         if not any(dataset.plan.clips for dataset in self.training):
+            ids = ", ".join(dataset.entry.id for dataset in self.held_out)
+            aside = f" ({ids} is held out for renders)" if ids else ""
             msg = (
-                "data_backend_config: no clips to train on; add an entry of dataset_type video or image "
-                f"whose folder holds some; {WHERE_TO_LOOK}"
+                f"data_backend_config: no clips to train on{aside}; add an entry of dataset_type video or "
+                f"image whose folder holds some; {WHERE_TO_LOOK}"
             )
             raise DataError(msg)
 

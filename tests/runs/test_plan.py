@@ -65,3 +65,10 @@ def test_a_text_embeds_entry_names_the_text_cache_for_renders_too(tmp_path: Path
     config = make_run(tmp_path, [video_entry(clips), text])
     for plan in (make_plan(config, config_dir=tmp_path), plan_without_clips(config, config_dir=tmp_path)):
         assert plan.text_cache == tmp_path / "text"
+
+
+def test_a_run_whose_only_clips_are_held_out_says_so(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    plan = make_plan(make_run(tmp_path, [video_entry(clips)], eval_dataset_id="clips"), config_dir=tmp_path)
+    with pytest.raises(DataError, match=r"no clips to train on \(clips is held out for renders\); add"):
+        plan.require_sound()

@@ -13,6 +13,7 @@ from typing import Literal
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.demo import demo_scenes, render
 from longcat_tune.data.manifest import scan
+from longcat_tune.data.planning import resampled_frames
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import ConfigError, DataError
 from longcat_tune.files import write_atomically
@@ -112,12 +113,13 @@ def _usable_clips(folder: Path) -> Sequence[ClipRecord]:
 
 
 def _framerate(records: Sequence[ClipRecord]) -> int:
-    rate = median(record.source_frames / record.seconds for record in records if record.seconds)
-    return 15 if rate < SLOW_FPS else 30
+    rates = [record.source_frames / record.seconds for record in records if record.seconds]
+    return 15 if rates and median(rates) < SLOW_FPS else 30
 
 
 def _data_text(folder: Path, records: Sequence[ClipRecord], recipe: Recipe, *, i2v: bool) -> str:
-    shortest = min(int(record.seconds * _framerate(records)) for record in records)
+    framerate = _framerate(records)
+    shortest = min(resampled_frames(record.seconds, framerate) for record in records)
     if shortest >= recipe.num_frames:
         why = f"every clip has at least {recipe.num_frames} frames"
         strategy = "aspect_ratio"

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from longcat_tune.config.load import load_datasets, load_run_config
+from longcat_tune.data.manifest import Manifest
 from longcat_tune.errors import ConfigError, DataError
 from longcat_tune.runs.init import init
 from longcat_tune.runs.plan import make_plan
+from longcat_tune.types import ClipRecord
 from tests.builders import make_clips
 
 CONFIG = Path("config/config.json")
@@ -29,6 +31,17 @@ def test_the_files_parse_and_no_clip_is_refused(tmp_path: Path, monkeypatch, fla
     assert {clip.num_cond_latents for clip in dataset.plan.clips} == {int(i2v)}
     assert {clip.bucket.num_frames for clip in dataset.plan.clips} == {13}
     assert config.data.framerate == 15
+
+
+def test_clips_are_measured_as_the_plan_measures_them(tmp_path: Path, monkeypatch) -> None:
+    """A container that rounds times says 3.0999 s for 93 frames; the plan counts 93, so must init."""
+    monkeypatch.chdir(tmp_path)
+    record = ClipRecord("clips", tmp_path / "a.mp4", "a.mp4", "video", ("a",), 832, 480, 93, 3.0999)
+    manifest = Manifest("clips", tmp_path, records=(record,), refusals=(), found=1)
+    monkeypatch.setattr("longcat_tune.runs.init.scan", lambda _entry: manifest)
+    init(tmp_path, i2v=False, demo=False, flavour="final")
+    [entry] = load_datasets(load_run_config(CONFIG, {}), config_dir=CONFIG.parent)
+    assert entry.video.bucket_strategy == "aspect_ratio"
 
 
 def test_the_demo_draws_eight_captioned_clips(tmp_path: Path, monkeypatch) -> None:

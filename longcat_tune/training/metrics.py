@@ -45,7 +45,8 @@ class StepMetrics:
         grad_norm: of all trained weights together, before clipping.
         sigma_mean: over its samples.
         samples: clips trained on.
-        seconds: wall time, loading included; saving and rendering not.
+        seconds: wall time of its forward and backward passes and update; waiting for its batches, saving and
+            rendering are not in it.
         memory_gib: peak so far, as `peak_memory_gib`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
+from longcat_tune.errors import NotAvailableYetError
 from longcat_tune.flow.density import DensityKind, SigmaDensity
 from longcat_tune.model.attention import ATTENTION_FUNCTIONS
 from longcat_tune.model.dit import LongCatVideoTransformer
@@ -48,6 +50,21 @@ class CheckpointFolders:
     transformer: Path
     vae: Path
     text_encoder: Path
+
+
+def require_one_process() -> None:
+    """Stop the copies that a launcher started: each would train alone, and all write to one output_dir.
+
+    Raises:
+        NotAvailableYetError: torchrun or accelerate launch started several processes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        msg = (
+            f"WORLD_SIZE ({processes}): not available yet: training in several processes; start longcat-tune "
+            "itself, without torchrun or accelerate launch"
+        )
+        raise NotAvailableYetError(msg)
 
 
 def pick_device() -> torch.device:

@@ -30,6 +30,7 @@ from longcat_tune.runs.build import (
     find_checkpoint,
     pick_device,
     require_lora_targets,
+    require_one_process,
     schedule_name,
     sigma_density,
     uses_autocast,
@@ -60,6 +61,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         InterruptedRunError: stopped by a signal, after saving.
         UserError: a clip, a folder, the weights or the device will not do.
     """
+    require_one_process()
     require_training_length(config)
     output_dir = config.output.output_dir
     require_writable(output_dir)

@@ -11,13 +11,14 @@ from torch import nn
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
-from longcat_tune.errors import DeviceError
+from longcat_tune.errors import DeviceError, NotAvailableYetError
 from longcat_tune.model.attention import math_attention, sdpa_attention
 from longcat_tune.runs.build import (
     build_optimizer,
     build_transformer,
     compute_context,
     find_checkpoint,
+    require_one_process,
     sigma_density,
 )
 from longcat_tune.runs.train import model_with_lora
@@ -110,3 +111,10 @@ def test_a_device_without_room_for_the_transformer_is_explained(monkeypatch: pyt
     monkeypatch.setattr("longcat_tune.runs.build.load_transformer", full)
     with pytest.raises(DeviceError, match="out of memory in loading the transformer"):
         build_transformer(ModelSection(**TINY), Path(), device=CPU)
+
+
+def test_copies_of_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_one_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(NotAvailableYetError, match=r"WORLD_SIZE \(2\): not available yet.*without torchrun"):
+        require_one_process()

@@ -32,7 +32,7 @@ from longcat_tune.files import write_tensors_atomically
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-FORMAT = "longcat-tune-lora-1"
+FORMAT = "1"
 Parts = dict[str, dict[str, Tensor]]
 
 
@@ -68,7 +68,9 @@ def write_lora(path: Path, lora: LoraWeights) -> None:
     """
     metadata = {
         **lora.metadata,
-        "format": FORMAT,
+        # `format` is safetensors' own: loaders of other libraries refuse anything but pt there.
+        "format": "pt",
+        "longcat_tune_format": FORMAT,
         "rank": _uniform_json(lora.ranks),
         "alpha": _uniform_json(lora.alphas),
     }

@@ -107,10 +107,6 @@ class BucketSampler:
         )
         return math.ceil(total / self.world_size)
 
-    def steps_per_epoch(self, accumulation: int) -> int:
-        """Optimizer steps in one epoch when each takes that many batches; the last may take fewer."""
-        return math.ceil(self.batches_per_epoch / accumulation)
-
     def epoch(self, epoch: int) -> list[BatchPlan]:
         """Plan the batches of this process for one epoch."""
         # Two generators, so that another caption_dropout or caption count leaves the order as it is. A text

@@ -40,12 +40,10 @@ class VideoAutoencoder:
 
     Args:
         module: diffusers' model, in the precision and on the device it is to work in.
-        identity: fingerprint of its files, for cache keys.
     """
 
-    def __init__(self, module: AutoencoderKLWan, *, identity: str) -> None:
+    def __init__(self, module: AutoencoderKLWan) -> None:
         self.module = module
-        self.identity = identity
         self._device = torch.device(module.device)
         shape = (-1, 1, 1, 1)
         self._mean_C111 = torch.tensor(module.config.latents_mean, dtype=torch.float32).view(shape)
@@ -90,7 +88,7 @@ class VideoAutoencoder:
                 raise CheckpointError(f"{folder}: weights and config.json do not fit: {rule}; fetch it again")
         if tiling:
             module.enable_tiling()
-        return cls(module.to(device).eval().requires_grad_(False), identity=component_identity(folder))
+        return cls(module.to(device).eval().requires_grad_(False))
 
     @property
     def device(self) -> torch.device:

@@ -199,12 +199,9 @@ def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: no weights, a missing shard, or an unreadable one.
     """
-    for path in _shard_paths(folder):
+    for path in shard_paths(folder):
         try:
             yield from _read_shard(path)
-        except FileNotFoundError as error:
-            msg = f"{path}: this shard is missing; fetch the checkpoint again"
-            raise CheckpointError(msg) from error
         except SafetensorError as error:
             msg = f"{path}: damaged or incomplete ({error}); fetch it again"
             raise CheckpointError(msg) from error
@@ -216,15 +213,25 @@ def _read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, shard.get_tensor(name)
 
 
-def _shard_paths(folder: Path) -> list[Path]:
+def shard_paths(folder: Path) -> list[Path]:
+    """The weight files of a component, all of which are there.
+
+    Raises:
+        CheckpointError: there is none, or the index names one that is missing.
+    """
     index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return [folder / name for name in sorted(set(weight_map.values()))]
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
-    msg = f"{folder}: holds neither {INDEX_NAME} nor {WEIGHTS_NAME}; fetch the checkpoint again"
-    raise CheckpointError(msg)
+    if not index.is_file():
+        if (folder / WEIGHTS_NAME).is_file():
+            return [folder / WEIGHTS_NAME]
+        msg = f"{folder}: holds neither {INDEX_NAME} nor {WEIGHTS_NAME}; fetch the checkpoint again"
+        raise CheckpointError(msg)
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
+    for path in paths:
+        if not path.is_file():
+            msg = f"{path}: this shard is missing; fetch the checkpoint again"
+            raise CheckpointError(msg)
+    return paths
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

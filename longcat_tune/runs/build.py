@@ -27,6 +27,7 @@ from longcat_tune.model.weights import (
     load_transformer,
     local_checkpoint,
     resolve_checkpoint,
+    shard_paths,
 )
 from longcat_tune.training.optimizers import ScheduleName, build_adamw
 from longcat_tune.training.trouble import explained_out_of_memory
@@ -129,8 +130,8 @@ def build_transformer(model: ModelSection, folder: Path, *, device: torch.device
         )
 
 
-def require_lora_targets(lora: LoraSection, folder: Path) -> None:
-    """Refuse targets that name nothing in this transformer, before hours of encoding and loading.
+def require_transformer(lora: LoraSection, folder: Path) -> None:
+    """Refuse an incomplete transformer and targets that name nothing in it, before hours of encoding.
 
     Args:
         lora: the section.
@@ -138,9 +139,10 @@ def require_lora_targets(lora: LoraSection, folder: Path) -> None:
 
     Raises:
         ConfigError: a target matches no layer.
-        CheckpointError: the folder holds no transformer of this kind.
+        CheckpointError: the folder holds no transformer of this kind, or lacks a shard.
     """
     lora_target_modules(empty_transformer(folder), lora.lora_target)
+    shard_paths(folder)
 
 
 def uses_autocast(model: ModelSection) -> bool:

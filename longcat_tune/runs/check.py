@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.log import output
-from longcat_tune.runs.build import find_local_checkpoint, require_lora_targets
+from longcat_tune.runs.build import find_local_checkpoint, require_transformer
 from longcat_tune.runs.plan import describe, make_plan
 from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
@@ -48,4 +48,4 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
     if checkpoint is None:
         logger.info("the weights were not looked for: they come from the hub, and train downloads them")
     else:
-        require_lora_targets(config.lora, checkpoint.transformer)
+        require_transformer(config.lora, checkpoint.transformer)

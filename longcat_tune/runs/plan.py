@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 TRAINED_TYPES = ("video", "image")
+NAMED_AT_MOST = 5
 WHERE_TO_LOOK = "`longcat-tune check` shows the whole picture"
 
 
@@ -143,6 +144,7 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
             trained.append(_planned(entry, stills, config))
         elif entry.dataset_type == "eval" or entry.id == held_out_id:
             held_out.append(_planned(entry, stills, config))
+    _tell_unused(stills.values(), (*trained, *held_out))
     training = config.training
     batches = sum(
         math.ceil(uses / training.train_batch_size)
@@ -194,6 +196,22 @@ def _planned(entry: DatasetEntry, stills: dict[str, Manifest], config: RunConfig
         conditioning=partners,
     )
     return PlannedDataset(entry, plan)
+
+
+def _tell_unused(stills: Iterable[Manifest], datasets: Sequence[PlannedDataset]) -> None:
+    """Say which start images no clip is paired with: often a clip's name was changed."""
+    used = {clip.record.conditioning for dataset in datasets for clip in dataset.plan.clips}
+    for manifest in stills:
+        unused = [record.name for record in manifest.records if record.path not in used]
+        if unused:
+            names = ", ".join(unused[:NAMED_AT_MOST]) + (", ..." if len(unused) > NAMED_AT_MOST else "")
+            logger.info(
+                "%s: %d of %d start images belong to no clip: %s",
+                manifest.dataset_id,
+                len(unused),
+                manifest.found,
+                names,
+            )
 
 
 def _max_steps(config: RunConfig, steps_per_epoch: int) -> int | None:

@@ -64,6 +64,8 @@ def _dataset_report(dataset: PlannedDataset, *, trained: bool) -> dict[str, Any]
         "found": plan.found,
         "used": len(plan.clips),
         "refused": len(plan.refusals),
+        "source_fps": {f"{rate:g}": count for rate, count in sorted(plan.source_rates.items())},
+        "source_sizes": {f"{w}x{h}": count for (w, h), count in sorted(plan.source_sizes.items())},
         "buckets": [
             {
                 "bucket": bucket.name,
@@ -109,10 +111,14 @@ def render_lines(requests: Sequence[RenderRequest], *, framerate: float) -> list
 
 def accounting_lines(report: dict[str, Any]) -> list[str]:
     """How many files were found, used and refused, and how long an epoch is."""
-    lines = [
-        f"{dataset['id']}: {dataset['found']} found = {dataset['used']} used + {dataset['refused']} refused"
-        for dataset in report["datasets"]
-    ]
+    lines = []
+    for dataset in report["datasets"]:
+        name, found, used, refused = (dataset[key] for key in ("id", "found", "used", "refused"))
+        lines.append(f"{name}: {found} found = {used} used + {refused} refused")
+        for what, key in (("frames per second", "source_fps"), ("sizes", "source_sizes")):
+            if len(dataset[key]) > 1:
+                counts = ", ".join(f"{value} ({count})" for value, count in dataset[key].items())
+                lines.append(f"{name}: clips of several {what}: {counts}")
     steps = f"{report['steps_per_epoch']} steps per epoch"
     if report["max_steps"] is not None:
         steps += f", {report['max_steps']} steps in all"

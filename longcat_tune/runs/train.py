@@ -29,8 +29,8 @@ from longcat_tune.runs.build import (
     compute_context,
     find_checkpoint,
     pick_device,
-    require_lora_targets,
     require_one_process,
+    require_transformer,
     schedule_name,
     sigma_density,
     uses_autocast,
@@ -71,7 +71,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
     plan.require_sound()
     requests = plan_requests(config.validation, plan.render_source)
     checkpoint = find_checkpoint(config.model)
-    require_lora_targets(config.lora, checkpoint.transformer)
+    require_transformer(config.lora, checkpoint.transformer)
     report = plan_report(plan, requests, checkpoint)
     for line in (*accounting_lines(report), *render_lines(requests, framerate=config.data.framerate)):
         logger.info("%s", line)

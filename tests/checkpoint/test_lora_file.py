@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, alphas: dict[str, float]) 
     with safe_open(path, framework="pt") as file:
         assert "transformer.blocks.0.attn.qkv.lora_A.weight" in file.keys()  # noqa: SIM118
         assert file.metadata()["rank"] == "2"
-        assert file.metadata()["format"] == "longcat-tune-lora-1"
+        assert file.metadata()["format"] == "pt"
     assert list(path.parent.iterdir()) == [path]
 
 

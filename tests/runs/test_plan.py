@@ -6,7 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import DataError
 from longcat_tune.runs.plan import make_plan, plan_without_clips
 from longcat_tune.runs.report import accounting_lines, plan_report
@@ -72,3 +75,25 @@ def test_a_run_whose_only_clips_are_held_out_says_so(tmp_path: Path) -> None:
     plan = make_plan(make_run(tmp_path, [video_entry(clips)], eval_dataset_id="clips"), config_dir=tmp_path)
     with pytest.raises(DataError, match=r"no clips to train on \(clips is held out for renders\); add"):
         plan.require_sound()
+
+
+def test_a_start_image_that_belongs_to_no_clip_is_named(tmp_path: Path, caplog) -> None:
+    clips, stills = make_clips(tmp_path / "clips", 1), tmp_path / "stills"
+    stills.mkdir()
+    for name in ("clip-0", "clip-O"):
+        Image.new("RGB", (64, 64)).save(stills / f"{name}.png")
+    conditioning = {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)}
+    datasets = [video_entry(clips, is_i2v=True, conditioning_data=["stills"]), conditioning]
+    with caplog.at_level("INFO"):
+        make_plan(make_run(tmp_path, datasets), config_dir=tmp_path)
+    assert "stills: 1 of 2 start images belong to no clip: clip-O.png" in caplog.messages
+
+
+def test_mixed_sizes_and_rates_are_told(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    write_mp4(clips / "wide.mp4", render(demo_scenes(1)[0], 128, 64, 30), 24.0)
+    (clips / "wide.txt").write_text("wide")
+    plan = make_plan(make_run(tmp_path, [video_entry(clips)]), config_dir=tmp_path)
+    lines = accounting_lines(plan_report(plan, (), None))
+    assert "clips: clips of several frames per second: 15 (2), 24 (1)" in lines
+    assert "clips: clips of several sizes: 64x64 (2), 128x64 (1)" in lines

@@ -44,5 +44,6 @@ Done. In $results:
   the record  events.jsonl, one line per step
 
 Next, on a machine with a GPU, the same with the real model:
+  source .venv/bin/activate
   longcat-tune init CLIPS_DIR && longcat-tune train --config config/config.json
 END

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +17,11 @@ from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora_state
 from longcat_tune.training.interfaces import LoopState
+from longcat_tune.types import CachedSample
 
 logger = logging.getLogger(__name__)
 
+EPOCH_ORDER = "epoch_order"
 SHAPES_OF_ADAPTER = ("lora_rank", "lora_target")
 
 
@@ -37,7 +41,7 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     if folder is None:
         _require_fresh(output_dir, wanted)
         return None
-    saved, now = read_state(folder).fingerprint, _as_saved(config)
+    saved, now = read_state(folder).fingerprint, fingerprint(config, ())
     for key in SHAPES_OF_ADAPTER:
         if saved.get(key, now[key]) != now[key]:
             msg = (
@@ -48,36 +52,50 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     return folder
 
 
+def fingerprint(config: RunConfig, samples: Sequence[CachedSample]) -> dict[str, object]:
+    """What a checkpoint remembers of its run: the config, and a hash of what an epoch's order follows from.
+
+    Through JSON, as the checkpoint holds it: tuples become lists.
+    """
+    uses = [[one.clip_id, one.bucket.name, one.num_cond_latents, one.uses_per_epoch] for one in samples]
+    order = json.dumps([config.training.train_batch_size, config.training.seed, uses])
+    digest = hashlib.blake2b(order.encode(), digest_size=16).hexdigest()
+    values: dict[str, object] = json.loads(json.dumps(config.flat()))
+    return values | {EPOCH_ORDER: digest}
+
+
 def resume(
-    folder: Path, config: RunConfig, model: LongCatVideoTransformer, optimizer: torch.optim.Optimizer
+    folder: Path,
+    model: LongCatVideoTransformer,
+    optimizer: torch.optim.Optimizer,
+    *,
+    now: Mapping[str, object],
 ) -> LoopState:
-    """Put a checkpoint into the parts of a run, and tell which keys have changed since.
+    """Put a checkpoint into the parts of a run, and tell what has changed since.
+
+    When the clips, the batch size or the seed changed, the saved place in the epoch means nothing any more:
+    the epoch starts again.
 
     Args:
         folder: from `checkpoint_to_resume`.
-        config: the run.
         model: gets the LoRA.
         optimizer: gets its state.
+        now: the run's `fingerprint`.
 
     Raises:
         CheckpointError: a file is damaged or does not fit.
     """
     saved = load_checkpoint(folder, optimizer)
     load_lora_state(model, read_lora(folder).weights)
-    now = _as_saved(config)
-    for key in sorted(now.keys() & saved.fingerprint.keys()):
-        if now[key] != saved.fingerprint[key]:
-            logger.info(
-                "%s was %s until this checkpoint and is now %s", key, saved.fingerprint[key], now[key]
-            )
+    then = saved.fingerprint
+    changed = {key for key in now.keys() & then.keys() if now[key] != then[key]}
+    for key in sorted(changed - {EPOCH_ORDER}):
+        logger.info("%s was %s until this checkpoint and is now %s", key, then[key], now[key])
     logger.info("Resuming from %s", folder)
-    return LoopState(saved.step, saved.epoch, saved.cursor)
-
-
-def _as_saved(config: RunConfig) -> dict[str, object]:
-    """The config as a checkpoint holds it; through JSON tuples become lists."""
-    values: dict[str, object] = json.loads(json.dumps(config.flat()))
-    return values
+    if EPOCH_ORDER not in changed:
+        return LoopState(saved.step, saved.epoch, saved.cursor)
+    logger.info("The clips or their order changed since: epoch %d starts again", saved.cursor[0])
+    return LoopState(saved.step, saved.epoch, (saved.cursor[0], 0))
 
 
 def _require_fresh(output_dir: Path, wanted: str | None) -> None:

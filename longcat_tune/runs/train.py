@@ -40,7 +40,7 @@ from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
 from longcat_tune.runs.report import accounting_lines, plan_report, render_lines
 from longcat_tune.runs.requests import plan_requests
-from longcat_tune.runs.resume import checkpoint_to_resume, resume
+from longcat_tune.runs.resume import checkpoint_to_resume, fingerprint, resume
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import LoopParts, run_loop
 from longcat_tune.training.metrics import EventLog, StepMetrics
@@ -86,15 +86,19 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
             max_steps=plan.max_steps,
             versions=report["versions"],
         )
+        how = "failed"
         try:
-            final = _train(config, plan, checkpoint, cached, events, resume_from=resume_from, device=device)
-        except UserError as error:
-            if isinstance(error, InterruptedRunError):
-                events.write("run_end", how="interrupted")
-            else:
-                events.write("error", kind=type(error).__name__, message=str(error))
+            _train(config, plan, checkpoint, cached, events, resume_from=resume_from, device=device)
+            how = "finished"
+        except InterruptedRunError:
+            how = "interrupted"
             raise
-        events.write("run_end", step=final.step, how="finished")
+        except UserError as error:
+            events.write("error", kind=type(error).__name__, message=str(error))
+            raise
+        finally:
+            # Also after a bug or Ctrl-C outside the loop: whoever follows the file must see the end.
+            events.write("run_end", how=how)
 
 
 def _write_config(config: RunConfig, *, config_dir: Path) -> None:
@@ -115,7 +119,7 @@ def _train(
     *,
     resume_from: Path | None,
     device: torch.device,
-) -> LoopState:
+) -> None:
     # Imported here: it costs a second, and a mistake in the data should be told before.
     from accelerate import Accelerator
 
@@ -123,7 +127,11 @@ def _train(
     training = config.training
     model = model_with_lora(config, checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    start = LoopState() if resume_from is None else resume(resume_from, config, model, optimizer)
+    start = (
+        LoopState()
+        if resume_from is None
+        else resume(resume_from, model, optimizer, now=fingerprint(config, cached.samples))
+    )
     if resume_from is not None:
         events.write("resume", step=start.step, folder=resume_from.name)
     if start.step >= plan.max_steps:
@@ -157,7 +165,7 @@ def _train(
     )
     with progress("Training", plan.max_steps, done=start.step) as bar, closing(groups):
         callbacks = _Callbacks(config, checkpoint, cached, parts, renderer, events, bar)
-        return run_loop(
+        run_loop(
             parts,
             groups,
             settings=_loop_settings(config, plan.max_steps, renders=bool(cached.requests)),
@@ -221,7 +229,12 @@ class _Callbacks:
         lora = self._lora(state.step)
         folder = save_checkpoint(
             output.output_dir,
-            RunState(state.step, state.epoch, state.cursor, fingerprint=self.config.flat()),
+            RunState(
+                state.step,
+                state.epoch,
+                state.cursor,
+                fingerprint=fingerprint(self.config, self.cached.samples),
+            ),
             self.parts.optimizer,
             write_files=lambda part: write_lora(part / LORA_FILE, lora),
             total_limit=output.checkpoints_total_limit,

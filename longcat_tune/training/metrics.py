@@ -28,7 +28,7 @@ resume: step and folder that the run goes on from.
 step: the fields of StepMetrics.
 validation: step and the files rendered.
 checkpoint: step and folder.
-run_end: how it ended, finished or interrupted; the step if finished.
+run_end: how it ended: finished, interrupted or failed.
 error: kind and message, as the user saw it.
 """
 

@@ -89,8 +89,8 @@ class RunPlan:
                 return entry
         return None
 
-    def require_sound(self, *, told: bool = False) -> None:
-        """Stop before anything is encoded when a file was refused or nothing is left.
+    def require_usable(self, *, told: bool = False) -> None:
+        """Stop before anything is encoded when a file was refused.
 
         Args:
             told: the refused files have been shown already.
@@ -106,6 +106,17 @@ class RunPlan:
                 raise DataError(f"{head}; they are listed above, each with its remedy")
             lines = [describe(refusal) for refusal in refusals]
             raise DataError("\n  ".join([f"{head}; {WHERE_TO_LOOK}:", *lines]))
+
+    def require_sound(self, *, told: bool = False) -> None:
+        """Stop before anything is encoded when a file was refused, or nothing is left to train on.
+
+        Args:
+            told: as in `require_usable`.
+
+        Raises:
+            DataError: as `require_usable`; or there are no clips.
+        """
+        self.require_usable(told=told)
         if not any(dataset.plan.clips for dataset in self.training):
             ids = ", ".join(dataset.entry.id for dataset in self.held_out)
             aside = f" ({ids} is held out for renders)" if ids else ""
@@ -163,20 +174,30 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     )
 
 
-def plan_without_clips(config: RunConfig, *, config_dir: Path) -> RunPlan:
-    """Plan renders that need no dataset: only the text cache, if the data file names one.
+def plan_renders(config: RunConfig, *, config_dir: Path, source_id: str | None = None) -> RunPlan:
+    """Plan renders without training: no clip is looked at but those that are rendered from.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        source_id: the dataset that gives captions and start images, if any.
 
     Raises:
         ConfigError: the data file is wrong.
+        DataError: a folder is missing or empty.
     """
     entries: tuple[DatasetEntry, ...] = ()
-    if config.data.data_backend_config is not None:
+    if source_id is not None or config.data.data_backend_config is not None:
         entries = load_datasets(config, config_dir=config_dir)
+    sources = [entry for entry in entries if entry.id == source_id]
+    starts = [entry for entry in entries for source in sources if entry.id in source.conditioning_data]
+    stills = {entry.id: scan(entry) for entry in starts}
+    held_out = tuple(_planned(source, stills, config) for source in sources)
     return RunPlan(
         training=(),
-        held_out=(),
-        render_source=None,
-        conditioning=(),
+        held_out=held_out,
+        render_source=held_out[0].plan if held_out else None,
+        conditioning=tuple(starts),
         text_cache=_text_cache(entries),
         steps_per_epoch=0,
         max_steps=None,

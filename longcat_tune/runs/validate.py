@@ -18,7 +18,7 @@ from longcat_tune.runs.build import (
     uses_autocast,
 )
 from longcat_tune.runs.cache import fill_caches
-from longcat_tune.runs.plan import RunPlan, make_plan, plan_without_clips
+from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import build_renderer, weights_identity
 from longcat_tune.runs.report import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
@@ -86,12 +86,10 @@ def _plan(
         prompts = [validation.validation_prompt]
     if prompts:
         requests = command_requests(validation, prompts=prompts, image=image)
-        return plan_without_clips(config, config_dir=config_dir), requests
-    if validation.validation_using_datasets:
-        plan = make_plan(config, config_dir=config_dir)
-        plan.require_sound()
-    else:
-        plan = plan_without_clips(config, config_dir=config_dir)
+        return plan_renders(config, config_dir=config_dir), requests
+    source_id = validation.eval_dataset_id if validation.validation_using_datasets else None
+    plan = plan_renders(config, config_dir=config_dir, source_id=source_id)
+    plan.require_usable()
     requests = plan_requests(validation, plan.render_source)
     if not requests:
         msg = (

@@ -129,6 +129,16 @@ def test_what_changes_a_picture_renders_it_again(tmp_path: Path) -> None:
     assert times[0] == times[1] < times[2] < times[3]
 
 
+def test_validate_looks_only_at_the_clips_it_renders_from(tmp_path: Path) -> None:
+    clips, val = make_clips(tmp_path / "train", 2), make_clips(tmp_path / "val", 1)
+    (clips / "clip-0.txt").unlink()
+    datasets = [video_entry(clips), video_entry(val, id="val", is_i2v=True)]
+    config = make_run(tmp_path, datasets, validation_using_datasets=True, eval_dataset_id="val")
+    run_validate(config, tmp_path)
+    assert [path.name for path in renders(config, "base")] == ["clip-0_64x64_42.mp4"]
+    assert len(list(tmp_path.rglob("*.latents.safetensors"))) == 1
+
+
 def test_prompts_of_the_command_line_win_and_name_their_files(tmp_path: Path) -> None:
     config = make_run(tmp_path, [], validation_prompt="not this", data_backend_config=None)
     prompts = ["A cat, on a mat!", "a dog"]

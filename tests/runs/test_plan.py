@@ -11,7 +11,7 @@ from PIL import Image
 from longcat_tune.data.demo import demo_scenes, render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import DataError
-from longcat_tune.runs.plan import make_plan, plan_without_clips
+from longcat_tune.runs.plan import make_plan, plan_renders
 from longcat_tune.runs.report import accounting_lines, plan_report
 from tests.builders import make_clips, make_run, video_entry
 
@@ -66,7 +66,7 @@ def test_a_text_embeds_entry_names_the_text_cache_for_renders_too(tmp_path: Path
     clips = make_clips(tmp_path / "clips", 1)
     text = {"id": "text", "dataset_type": "text_embeds", "cache_dir": str(tmp_path / "text")}
     config = make_run(tmp_path, [video_entry(clips), text])
-    for plan in (make_plan(config, config_dir=tmp_path), plan_without_clips(config, config_dir=tmp_path)):
+    for plan in (make_plan(config, config_dir=tmp_path), plan_renders(config, config_dir=tmp_path)):
         assert plan.text_cache == tmp_path / "text"
 
 

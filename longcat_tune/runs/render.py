@@ -94,6 +94,8 @@ class Renderer:
         if all(path.is_file() for path in shown) and _same_record(folder, record):
             logger.info("%s already shows these renders of these weights", folder)
             return shown
+        # A record must not outlive its videos: a render that is broken off leaves none.
+        (folder / RECORD_NAME).unlink(missing_ok=True)
         with explained_out_of_memory("rendering"):
             rows = self._write_videos(requests, paths)
         _save_png(frame_grid(rows), folder / GRID_NAME)

@@ -55,6 +55,19 @@ def test_validate_repeats_the_renders_of_the_run(tmp_path: Path) -> None:
     assert not np.array_equal(frames(base), frames(tuned))
 
 
+def test_a_render_broken_off_leaves_no_record_of_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    config = make_run(tmp_path, [], data_backend_config=None)
+    arguments = {"config_dir": tmp_path, "loras": [], "prompts": ["a"], "image": None}
+    validate(config, **arguments)
+    record = config.output.output_dir / "validation" / "base" / "renders.json"
+    assert record.is_file()
+    monkeypatch.setattr("longcat_tune.runs.render.frame_grid", lambda _: 1 / 0)
+    other = make_run(tmp_path, [], data_backend_config=None, validation_guidance=1.0)
+    with pytest.raises(ZeroDivisionError):
+        validate(other, **arguments)
+    assert not record.exists()
+
+
 def test_rendering_changes_nothing_in_the_training(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 2)
     weights = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -65,6 +65,16 @@ class StepBatches:
     cursor: Cursor
 
 
+def count_batches(uses: Iterable[int], batch_size: int) -> int:
+    """Batches of one epoch; a bucket's last one may be short.
+
+    Args:
+        uses: clips of each bucket, counted as often as they are used.
+        batch_size: clips per batch.
+    """
+    return sum(math.ceil(count / batch_size) for count in uses)
+
+
 @dataclass(frozen=True, slots=True)
 class BucketSampler:
     """The order of batches for every epoch.
@@ -101,11 +111,8 @@ class BucketSampler:
     @property
     def batches_per_epoch(self) -> int:
         """Batches that this process takes in one epoch."""
-        total = sum(
-            math.ceil(sum(sample.uses_per_epoch for sample in group) / self.batch_size)
-            for group in self._groups()
-        )
-        return math.ceil(total / self.world_size)
+        uses = (sum(sample.uses_per_epoch for sample in group) for group in self._groups())
+        return math.ceil(count_batches(uses, self.batch_size) / self.world_size)
 
     def epoch(self, epoch: int) -> list[BatchPlan]:
         """Plan the batches of this process for one epoch."""

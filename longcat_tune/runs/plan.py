@@ -16,6 +16,7 @@ from longcat_tune.config.load import load_datasets
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.manifest import Manifest, scan
 from longcat_tune.data.planning import DatasetPlan, plan_dataset
+from longcat_tune.data.sampler import count_batches
 from longcat_tune.errors import DataError
 from longcat_tune.types import Bucket, PlannedClip, Refusal
 
@@ -144,10 +145,7 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
         DataError: a folder is missing or empty.
     """
     entries = load_datasets(config, config_dir=config_dir)
-    backend = config.data.video_backend
-    stills = {
-        entry.id: scan(entry, backend=backend) for entry in entries if entry.dataset_type == "conditioning"
-    }
+    stills = {entry.id: scan(entry) for entry in entries if entry.dataset_type == "conditioning"}
     held_out_id = config.validation.eval_dataset_id
     trained, held_out = [], []
     for entry in entries:
@@ -157,11 +155,8 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
             held_out.append(_planned(entry, stills, config))
     _tell_unused(stills.values(), (*trained, *held_out))
     training = config.training
-    batches = sum(
-        math.ceil(uses / training.train_batch_size)
-        for dataset in trained
-        for uses in dataset.bucket_uses.values()
-    )
+    uses = (count for dataset in trained for count in dataset.bucket_uses.values())
+    batches = count_batches(uses, training.train_batch_size)
     steps_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     return RunPlan(
         training=tuple(trained),

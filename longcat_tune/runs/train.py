@@ -127,12 +127,10 @@ def _train(
     training = config.training
     model = model_with_lora(config, checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    start = (
-        LoopState()
-        if resume_from is None
-        else resume(resume_from, model, optimizer, now=fingerprint(config, cached.samples))
-    )
+    identity = fingerprint(config, cached.samples)
+    start = LoopState()
     if resume_from is not None:
+        start = resume(resume_from, model, optimizer, now=identity)
         events.write("resume", step=start.step, folder=resume_from.name)
     if start.step >= plan.max_steps:
         logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
@@ -164,7 +162,7 @@ def _train(
         pin_memory=device.type == "cuda",
     )
     with progress("Training", plan.max_steps, done=start.step) as bar, closing(groups):
-        callbacks = _Callbacks(config, checkpoint, cached, parts, renderer, events, bar)
+        callbacks = _Callbacks(config, checkpoint, cached, parts, renderer, identity, events, bar)
         run_loop(
             parts,
             groups,
@@ -220,6 +218,7 @@ class _Callbacks:
     cached: CachedRun
     parts: LoopParts
     renderer: Renderer
+    fingerprint: dict[str, object]
     events: EventLog
     bar: Bar
 
@@ -229,12 +228,7 @@ class _Callbacks:
         lora = self._lora(state.step)
         folder = save_checkpoint(
             output.output_dir,
-            RunState(
-                state.step,
-                state.epoch,
-                state.cursor,
-                fingerprint=fingerprint(self.config, self.cached.samples),
-            ),
+            RunState(state.step, state.epoch, state.cursor, self.fingerprint),
             self.parts.optimizer,
             write_files=lambda part: write_lora(part / LORA_FILE, lora),
             total_limit=output.checkpoints_total_limit,

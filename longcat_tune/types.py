@@ -52,14 +52,34 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class FramePicks:
+    """Which frames are taken: so many, one after the other at a frame rate, from a certain one on.
+
+    Attributes:
+        first: index of the first one, from 0, counted at that rate.
+        count: how many.
+        framerate: frames per second that the clip is resampled to.
+    """
+
+    first: int
+    count: int
+    framerate: float
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Presentation time of each in seconds; the source's nearest frame is the one meant."""
+        return tuple((self.first + index) / self.framerate for index in range(self.count))
+
+
+@dataclass(frozen=True, slots=True)
 class ClipRecord:
-    """One usable file of a dataset as found on disk, before any frame is decoded.
+    """One usable file of a dataset as found on disk, before its frames are decoded.
 
     Attributes:
         dataset_id: the entry it belongs to.
-        path: the file.
+        path: the file; a folder of numbered pictures is one too.
         name: its path inside the dataset folder, with forward slashes.
-        kind: how it is read.
+        kind: how it is read; `sequence` is a folder of numbered pictures.
         captions: one or more; empty for a conditioning image.
         width: in pixels as shown, rotation applied.
         height: in pixels as shown, rotation applied.
@@ -71,13 +91,18 @@ class ClipRecord:
     dataset_id: str
     path: Path
     name: str
-    kind: Literal["video", "image"]
+    kind: Literal["video", "image", "sequence"]
     captions: tuple[str, ...]
     width: int
     height: int
     source_frames: int
     seconds: float
     conditioning: Path | None = None
+
+    @property
+    def fps(self) -> float:
+        """Frames per second on average; 0 for an image."""
+        return self.source_frames / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +116,62 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something about a dataset that is allowed and that its owner should know.
+
+    Attributes:
+        dataset_id: the entry it is about.
+        fact: what was found, in how many files; names a few of them.
+        remedy: what to do if it is not meant.
+    """
+
+    dataset_id: str
+    fact: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What part of a clip is given, and how often.
+
+    Attributes:
+        num_cond_latents: clean leading latent frames: 0 text-to-video, 1 image-to-video, 4 continuation from
+            13 frames.
+        share: of the dataset's batches, 0 to 1.
+    """
+
+    num_cond_latents: int
+    share: float = 1.0
+
+
+TEXT_TO_VIDEO = (Task(num_cond_latents=0),)
+IMAGE_TO_VIDEO = (Task(num_cond_latents=1),)
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedClip:
-    """A clip with its bucket and its task.
+    """A clip with its bucket, its frames and its tasks.
 
     Attributes:
         record: the file.
         bucket: the size and length it is encoded at.
-        frame_times: presentation times in seconds of the frames to take; one per frame of the bucket.
-        num_cond_latents: clean leading latent frames in training: 0 text-to-video, 1 image-to-video.
+        framerate: frames per second that it is resampled to.
+        windows: index of the first frame of each window, counted at framerate; they take turns, use by use.
+        crop: where the crop lies, as the share of the spare width and height on its left and above it; (0.5,
+            0.5) is the centre.
+        tasks: what it is trained for; shares add up to 1.
     """
 
     record: ClipRecord
     bucket: Bucket
-    frame_times: tuple[float, ...]
-    num_cond_latents: int
+    framerate: float
+    windows: tuple[int, ...] = (0,)
+    crop: tuple[float, float] = (0.5, 0.5)
+    tasks: tuple[Task, ...] = TEXT_TO_VIDEO
+
+    def picks(self, window: int) -> FramePicks:
+        """The frames of the window that starts at this frame."""
+        return FramePicks(window, self.bucket.num_frames, self.framerate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +204,39 @@ class CachedSample:
     Attributes:
         clip_id: dataset id and name, as messages show it.
         bucket: one batch holds one bucket of one dataset.
-        latents_path: the clip's latents.
-        cond_latents_path: latents of its conditioning image; None: the clip's own first latent frame.
+        latents_paths: latents of each window; they take turns, use by use.
+        cond_latents_path: latents of its conditioning image; None: the clip's own leading latent frames.
         text_paths: text features, one file per caption.
-        num_cond_latents: as in PlannedClip.
-        dataset_id: the entry it belongs to.
-        uses_per_epoch: repeats + 1.
     """
 
     clip_id: str
-    dataset_id: str
     bucket: Bucket
-    latents_path: Path
+    latents_paths: tuple[Path, ...]
     cond_latents_path: Path | None
     text_paths: tuple[Path, ...]
-    num_cond_latents: int
-    uses_per_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The cached clips of one dataset, and how often, when and for what they are used.
+
+    Attributes:
+        dataset_id: the entry.
+        samples: in the plan's order.
+        uses_per_epoch: repeats + 1.
+        probability: share of its batches that an epoch takes, above 0 and at most 1.
+        start_step: first optimizer step that uses it, counted from 1; 0 means from the beginning too.
+        end_step: last one; None: to the end.
+        tasks: of every batch one is drawn; shares add up to 1.
+    """
+
+    dataset_id: str
+    samples: tuple[CachedSample, ...]
+    uses_per_epoch: int = 1
+    probability: float = 1.0
+    start_step: int = 0
+    end_step: int | None = None
+    tasks: tuple[Task, ...] = TEXT_TO_VIDEO
 
 
 @dataclass(frozen=True, slots=True)

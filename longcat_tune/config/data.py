@@ -8,16 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from longcat_tune.config.schema import Later, Section
+from longcat_tune.config.schema import Section
 from longcat_tune.config.values import synonyms
 
 ResolutionType = Literal["pixel", "pixel_area", "area"]
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl"]
 
 CAPTION_STRATEGY_NAMES = synonyms({"instance_prompt": "instanceprompt"})
-CAPTION_STRATEGY_LATER = Later(
-    "caption tables come with the dataset stage", available=("textfile", "filename", "instanceprompt", None)
-)
 BUCKET_GRID = 64
 
 logger = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ class DataSection(Section):
         description="Frames per second that clips are resampled to; the model's authors use 15 in their "
         "480p stage.",
     )
-    caption_strategy: Annotated[CaptionStrategy, CAPTION_STRATEGY_NAMES, CAPTION_STRATEGY_LATER] = Field(
+    caption_strategy: Annotated[CaptionStrategy, CAPTION_STRATEGY_NAMES] = Field(
         default="textfile",
         description="textfile: the .txt of the same name; filename: the name with underscores as spaces; "
         "instanceprompt: one caption for all; parquet, csv, jsonl: a table.",

@@ -6,25 +6,57 @@ Knows nothing of files: config.load reads them, fills in the run's defaults and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
+from annotated_types import Ge, Gt
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from longcat_tune.config.data import (
-    CAPTION_STRATEGY_LATER,
     CAPTION_STRATEGY_NAMES,
     CaptionStrategy,
     DataSection,
     ResolutionType,
 )
-from longcat_tune.config.schema import FromRun, Instead, Later, Section
+from longcat_tune.config.schema import FromRun, Instead, Section
 from longcat_tune.config.values import as_list, check_id, check_num_frames, synonyms
 
 DatasetType = Literal["video", "image", "conditioning", "eval", "text_embeds"]
 BucketTable = Literal["official_480p", "official_720p"]
 
 _RUN = DataSection()
-_LATER = "the dataset stage adds it"
+
+
+class CaptionTable(Section):
+    """Where caption_strategy parquet, csv and jsonl find the captions."""
+
+    path: Path = Field(
+        description="The table; relative to instance_data_dir, to the data file or to the working folder."
+    )
+    filename_column: str = Field(
+        default="filename",
+        description="Column of the file's path inside instance_data_dir, with its extension or without.",
+    )
+    caption_column: str = Field(
+        default="caption", description="Column of the caption; a list in it is several captions."
+    )
+    fallback_caption_column: str | None = Field(
+        default=None, description="Column taken where the caption is empty."
+    )
+
+
+class CaptionShuffle(Section):
+    """Variants of tag captions in another order, used beside the original."""
+
+    enable: bool = Field(default=True, description="Make variants.")
+    count: int = Field(default=3, ge=1, description="Variants of each caption.")
+    seed: int | None = Field(default=None, description="Of the orders. null: the run's seed.")
+    split_on: Literal["comma", "space", "period"] = Field(
+        default="comma", description="What stands between the tags."
+    )
+    position_start: int = Field(
+        default=0, ge=0, description="So many tags stay in front, such as a trigger word."
+    )
+    include_original: bool = Field(default=True, description="Train on the caption as written too.")
 
 
 class VideoOptions(Section):
@@ -54,23 +86,37 @@ class VideoOptions(Section):
         ge=1,
         description="Step of clip lengths under resolution_frames, rounded up to a multiple of 4.",
     )
-    clip_selection: Annotated[
-        Literal["start", "middle", "random", "all"], Later(_LATER, available=("start", "middle"))
-    ] = Field(
+    clip_selection: Literal["start", "middle", "random", "all"] = Field(
         default="start",
-        description="Which part of a longer video is used: start, middle, random (another window per epoch) "
-        "or all (consecutive windows).",
+        description="Which part of a longer video is used: start, middle, random (another window each time, "
+        "of at most 8 that are cached) or all (consecutive windows, each a clip of its own).",
     )
-    continuation_frames: Annotated[int | None, Later("the dataset stage adds continuation training")] = Field(
+    continuation_frames: Annotated[int | None, BeforeValidator(check_num_frames)] = Field(
         default=None,
-        ge=1,
-        description="Clean leading frames of a continuation clip (4k + 1); the rest is learned.",
+        ge=5,
+        description="Train to continue clips: so many leading frames are given, clean (4k + 1; the model's "
+        "own is 13), and the rest is learned.",
+    )
+    frames_fps: float | None = Field(
+        default=None,
+        gt=0,
+        description="Frames per second of clips that are folders of numbered pictures. null: the run's "
+        "framerate.",
     )
 
     @property
     def num_frames_given(self) -> bool:
         """Whether the user set num_frames, which then bounds resolution_frames too."""
         return "num_frames" in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _something_is_left_to_learn(self) -> Self:
+        if self.continuation_frames is not None and self.continuation_frames >= self.num_frames:
+            raise ValueError(
+                f"video.continuation_frames ({self.continuation_frames}) must be below video.num_frames "
+                f"({self.num_frames}); lower one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_ordered(self) -> Self:
@@ -106,9 +152,7 @@ class DatasetEntry(Section):
         description="Folder of the files, scanned with its subfolders; relative to the data file or to the "
         "working folder. Required, except for text_embeds.",
     )
-    caption_strategy: Annotated[
-        CaptionStrategy | None, CAPTION_STRATEGY_NAMES, FromRun(), CAPTION_STRATEGY_LATER
-    ] = Field(
+    caption_strategy: Annotated[CaptionStrategy | None, CAPTION_STRATEGY_NAMES, FromRun()] = Field(
         default=_RUN.caption_strategy,
         description="As in the run's config, or null for no captions at all: every clip trains on the empty "
         "prompt. Conditioning entries never have captions.",
@@ -119,8 +163,19 @@ class DatasetEntry(Section):
     disable_multiline_split: bool = Field(
         default=False, description="Read a .txt as one caption instead of one per line."
     )
-    caption_shuffle: Annotated[dict[str, Any] | None, Later(_LATER)] = Field(
-        default=None, description="Shuffled variants of tag captions."
+    caption_table: CaptionTable | None = Field(
+        default=None,
+        description="Of caption_strategy parquet, csv and jsonl: where the captions are (see Inside "
+        "`caption_table`).",
+    )
+    caption_shuffle: CaptionShuffle | None = Field(
+        default=None,
+        description="Variants of tag captions in another order (see Inside `caption_shuffle`).",
+    )
+    empty_caption: Literal["error", "use"] = Field(
+        default="error",
+        description="A clip whose caption is missing or empty: error refuses it; use trains it on the empty "
+        "prompt.",
     )
     resolution: Annotated[float, FromRun()] = Field(
         default=_RUN.resolution,
@@ -155,28 +210,45 @@ class DatasetEntry(Section):
         "because a bucket has the clip's own aspect ratio.",
     )
     crop_style: Annotated[
-        Literal["center", "corner", "random", "face"], synonyms({"centre": "center"}), Later(_LATER)
-    ] = Field(default="center", description="Which part the crop keeps.")
-    crop_aspect: Annotated[Literal["preserve", "square", "closest", "random"], Later(_LATER)] = Field(
-        default="preserve", description="preserve: the bucket nearest to the clip's own aspect ratio."
+        Literal["center", "corner", "random"],
+        synonyms({"centre": "center"}),
+        Instead({"face": "center"}),
+    ] = Field(
+        default="center",
+        description="Which part the crop keeps: the centre, the upper left corner, or one that the seed "
+        "chooses for each clip.",
+    )
+    crop_aspect: Literal["preserve", "square", "closest", "random"] = Field(
+        default="preserve",
+        description="preserve: the bucket nearest to the clip's own aspect ratio; square: one for all; "
+        "closest and random: that of crop_aspect_buckets which is nearest, or which the seed chooses for "
+        "each clip.",
+    )
+    crop_aspect_buckets: Annotated[tuple[Annotated[float, Gt(0)], ...], BeforeValidator(as_list)] = Field(
+        default=(),
+        description="Aspect ratios (width / height) for crop_aspect closest and random.",
     )
     repeats: int = Field(
         default=0, ge=0, description="Extra uses: a clip is used repeats + 1 times an epoch."
     )
-    probability: Annotated[float, Later(_LATER)] = Field(
-        default=1.0, ge=0, description="Weight of the dataset among the others."
+    probability: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the dataset's batches that each epoch takes; the others come in the epochs "
+        "after.",
     )
-    max_num_samples: Annotated[int | None, Later(_LATER)] = Field(
+    max_num_samples: int | None = Field(
         default=None, ge=1, description="Use only this many clips, chosen by the seed."
     )
-    start_step: Annotated[int, Later(_LATER)] = Field(
-        default=0, ge=0, description="First step that uses the dataset."
+    start_step: int = Field(
+        default=0, ge=0, description="First step that uses the dataset; steps count from 1."
     )
-    end_step: Annotated[int | None, Later(_LATER)] = Field(
-        default=None, ge=1, description="Last step that uses the dataset."
-    )
-    task_mix: Annotated[dict[str, float] | None, Later(_LATER)] = Field(
-        default=None, description='Shares of tasks, such as {"t2v": 0.5, "i2v": 0.5}.'
+    end_step: int | None = Field(default=None, ge=1, description="Last step that uses the dataset.")
+    task_mix: dict[Literal["t2v", "i2v", "continuation"], Annotated[float, Ge(0)]] | None = Field(
+        default=None,
+        description='Shares of tasks, such as {"t2v": 0.5, "i2v": 0.5}: each batch is one task. null: '
+        "image-to-video with is_i2v, continuation with video.continuation_frames, else text-to-video.",
     )
     minimum_image_size: float | None = Field(
         default=None,
@@ -208,18 +280,90 @@ class DatasetEntry(Section):
     video: VideoOptions = Field(default=VideoOptions(), description="How frames are taken from a video.")
 
     @model_validator(mode="after")
-    def _keys_fit_together(self) -> Self:
+    def _files_are_given(self) -> Self:
         if self.dataset_type != "text_embeds" and "instance_data_dir" not in self.model_fields_set:
             raise ValueError("instance_data_dir is missing; set it to the folder of the files")
-        if self.caption_strategy == "instanceprompt" and not self.instance_prompt:
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_given(self) -> Self:
+        strategy = self.caption_strategy
+        if strategy == "instanceprompt" and not self.instance_prompt:
             raise ValueError(
                 "instance_prompt (null) must be set with caption_strategy instanceprompt; write the caption "
-                "of every "
-                "clip there"
+                "of every clip there"
             )
+        in_table = strategy in {"parquet", "csv", "jsonl"}
+        if in_table and self.caption_table is None:
+            raise ValueError(
+                f"caption_table (null) must say where the captions are with caption_strategy {strategy}; "
+                f'set it to {{"path": "captions.{strategy}"}}'
+            )
+        if self.caption_table is not None and not in_table:
+            raise ValueError(
+                f"caption_table has no effect with caption_strategy {strategy or 'null'}; set "
+                "caption_strategy to parquet, csv or jsonl, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_fit_together(self) -> Self:
+        mix, given_frames = self.task_mix, self.video.continuation_frames
+        if mix is not None and not any(mix.values()):
+            raise ValueError("task_mix must give at least one task a share above 0; raise one or remove it")
+        continues = mix is not None and mix.get("continuation", 0) > 0
+        if continues and given_frames is None:
+            raise ValueError(
+                "video.continuation_frames (null) must be set with continuation in task_mix; the model's own "
+                "is 13"
+            )
+        if given_frames is not None and mix is not None and not continues:
+            raise ValueError(
+                f"video.continuation_frames ({given_frames}) has no effect without continuation in task_mix; "
+                "give it a share there"
+            )
+        if self.is_i2v and mix is not None and not mix.get("i2v"):
+            raise ValueError("is_i2v (true) has no effect without i2v in task_mix; give it a share there")
+        if self.is_i2v and given_frames is not None and mix is None:
+            raise ValueError(
+                f"is_i2v (true) and video.continuation_frames ({given_frames}) are two tasks; say how often "
+                'each is trained: "task_mix": {"i2v": 0.5, "continuation": 0.5}'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _start_images_show_the_start(self) -> Self:
+        if self.conditioning_data and self.video.clip_selection != "start":
+            raise ValueError(
+                f"video.clip_selection ({self.video.clip_selection}) must be start with conditioning_data, "
+                "whose images show the start of their clips; change it, or leave conditioning_data out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
         low, high = self.minimum_aspect_ratio, self.maximum_aspect_ratio
         if low is not None and high is not None and low > high:
             raise ValueError(
                 f"minimum_aspect_ratio ({low:g}) must not be above maximum_aspect_ratio ({high:g}); swap them"
+            )
+        if self.end_step is not None and self.end_step < self.start_step:
+            raise ValueError(
+                f"end_step ({self.end_step}) must not be below start_step ({self.start_step}); swap them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_fit_together(self) -> Self:
+        chosen = self.crop_aspect in {"closest", "random"}
+        if chosen and not self.crop_aspect_buckets:
+            raise ValueError(
+                f"crop_aspect_buckets must list aspect ratios with crop_aspect {self.crop_aspect}; such as "
+                "[0.58, 1.0, 1.73]"
+            )
+        if self.crop_aspect_buckets and not chosen:
+            raise ValueError(
+                f"crop_aspect_buckets has no effect with crop_aspect {self.crop_aspect}; set crop_aspect to "
+                "closest or random, or remove it"
             )
         return self

@@ -180,7 +180,12 @@ _OWN_FIRST_FRAME = "set is_i2v to true without conditioning_data: the clip's own
 _SCHEDULE = "use start_step and end_step"
 
 DATASET_KEYS = ForeignKeys(
-    aliases={"disable": "disabled"},
+    aliases={
+        "disable": "disabled",
+        "parquet": "caption_table",
+        "csv": "caption_table",
+        "jsonl": "caption_table",
+    },
     names_file="foreign_dataset_keys.txt",
     consequences={
         "is_regularisation_data": Consequence("there is no regularisation loss; remove the entry"),
@@ -190,7 +195,6 @@ DATASET_KEYS = ForeignKeys(
         "target_downsample_size": Consequence(
             "clips are always brought to the size of their bucket; remove it"
         ),
-        "crop_aspect_buckets": Consequence("use bucket_table"),
         "start_epoch": Consequence(_SCHEDULE, harmless=(0, 1)),
         "end_epoch": Consequence(_SCHEDULE),
         "train_batch_size": Consequence("set train_batch_size in config.json"),
@@ -203,6 +207,8 @@ DATASET_KEYS = ForeignKeys(
             harmless=("reference_strict", "reference_loose", "i2v_first_frame"),
         ),
         "caption_filter_list": Consequence("edit the captions"),
+        "csv_file": Consequence("put it as path inside caption_table"),
+        "csv_caption_column": Consequence("put it as caption_column inside caption_table"),
         "num_frames": Consequence("put it inside video"),
         "bucket_strategy": Consequence("put it inside video"),
         "frame_interval": Consequence("put it inside video"),

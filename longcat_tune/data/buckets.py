@@ -138,7 +138,9 @@ def cover_size(width: int, height: int, target_width: int, target_height: int) -
     return max(target_width, round(width * target_height / height)), target_height
 
 
-def center_crop(width: int, height: int, target_width: int, target_height: int) -> tuple[slice, slice]:
-    """Rows and columns of the middle."""
-    top, left = (height - target_height) // 2, (width - target_width) // 2
+def crop_slices(
+    width: int, height: int, target_width: int, target_height: int, at: tuple[float, float]
+) -> tuple[slice, slice]:
+    """Rows and columns of a crop; `at` is the share of the spare pixels left of it and above."""
+    left, top = int((width - target_width) * at[0]), int((height - target_height) * at[1])
     return slice(top, top + target_height), slice(left, left + target_width)

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from longcat_tune.data.prefetch import mapped_ahead
 from longcat_tune.errors import DataError
 from longcat_tune.files import write_json_atomically, write_tensors_atomically
-from longcat_tune.types import Bucket, TextFeatures
+from longcat_tune.types import Bucket, FramePicks, TextFeatures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised by one whenever the way from a file to its cached tensor changes, so that older files are left."""
 LATENTS = "latents"
 TEXT = "text"
@@ -38,14 +38,14 @@ class LatentJob:
     Attributes:
         clip_id: dataset id and name, as messages show it.
         source: the clip or image.
-        frame_times: presentation times in seconds, one per frame of the bucket; (0.0,) for an image.
+        picks: the frames to take, one per frame of the bucket.
         bucket: the size and length it is brought to.
         path: where its latents belong, from `latents_path`.
     """
 
     clip_id: str
     source: Path
-    frame_times: tuple[float, ...]
+    picks: FramePicks
     bucket: Bucket
     path: Path
 
@@ -66,21 +66,19 @@ class TextJob:
 Job = TypeVar("Job", LatentJob, TextJob)
 
 
-def latent_key(
-    source: str, *, frame_times: Sequence[float], bucket: Bucket, crop: str, vae: str, precision: str
-) -> str:
+def latent_key(source: str, *, picks: FramePicks, bucket: Bucket, crop: str, vae: str, precision: str) -> str:
     """Name the latents of one clip by everything that they depend on.
 
     Args:
         source: content hash of the file, from `SourceHashes`.
-        frame_times: in seconds; they count to the microsecond, so another machine's rounding is harmless.
+        picks: the frames that are taken.
         bucket: the size and length it is encoded at.
         crop: where the frame is cut, as the data file says it.
         vae: identity of the encoder.
         precision: what the encoder computes in; the file itself is always bfloat16.
     """
-    microseconds = [round(time * 1_000_000) for time in frame_times]
-    return _hash([LATENTS, SCHEMA, source, microseconds, bucket.name, crop, vae, precision])
+    frames = [picks.first, picks.count, picks.framerate]
+    return _hash([LATENTS, SCHEMA, source, frames, bucket.name, crop, vae, precision])
 
 
 def text_key(caption: str, *, encoder: str, precision: str) -> str:

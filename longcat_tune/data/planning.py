@@ -16,7 +16,7 @@ from longcat_tune.data.buckets import bucket_size, clip_length
 from longcat_tune.data.manifest import Manifest
 from longcat_tune.data.pairing import StartImages
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.types import Bucket, ClipRecord, PlannedClip, Refusal
+from longcat_tune.types import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, Bucket, ClipRecord, PlannedClip, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,9 @@ def _plan_clip(
     return PlannedClip(
         record=record,
         bucket=Bucket(width, height, num_frames),
-        frame_times=tuple((first + index) / framerate for index in range(num_frames)),
-        num_cond_latents=int(entry.is_i2v),
+        framerate=framerate,
+        windows=(first,),
+        tasks=IMAGE_TO_VIDEO if entry.is_i2v else TEXT_TO_VIDEO,
     )
 
 

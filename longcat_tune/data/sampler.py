@@ -19,7 +19,7 @@ import torch
 from longcat_tune.data.cache import read_latents, read_text
 from longcat_tune.data.prefetch import mapped_ahead
 from longcat_tune.errors import DataError
-from longcat_tune.types import Batch, Bucket, CachedSample
+from longcat_tune.types import Batch, Bucket, CachedSample, TrainingSet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +42,16 @@ class BatchPlan:
     """One batch as paths.
 
     Attributes:
-        samples: of one bucket, one dataset and one number of condition frames.
+        samples: of one bucket of one dataset.
+        latents_paths: the window chosen for each.
         text_paths: the caption chosen for each; the empty prompt's where it was dropped.
+        num_cond_latents: clean leading latent frames of all of them.
     """
 
     samples: tuple[CachedSample, ...]
+    latents_paths: tuple[Path, ...]
     text_paths: tuple[Path, ...]
+    num_cond_latents: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class BucketSampler:
     """The order of batches for every epoch.
 
     Attributes:
-        samples: all cached clips of a run, in the same order every time.
+        sets: all cached clips of a run, in the same order every time.
         empty_text: features of the empty prompt.
         batch_size: clips per batch; a bucket's last batch may be shorter, nothing is dropped.
         seed: the run's.
@@ -93,7 +97,7 @@ class BucketSampler:
         DataError: there are no samples.
     """
 
-    samples: tuple[CachedSample, ...]
+    sets: tuple[TrainingSet, ...]
     empty_text: Path
     batch_size: int
     seed: int
@@ -102,7 +106,7 @@ class BucketSampler:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if not self.samples:
+        if not any(one.samples for one in self.sets):
             raise DataError(
                 "there are 0 clips to train on and at least 1 is needed; "
                 "`longcat-tune check` lists every clip that was refused and why"
@@ -111,7 +115,7 @@ class BucketSampler:
     @property
     def batches_per_epoch(self) -> int:
         """Batches that this process takes in one epoch."""
-        uses = (sum(sample.uses_per_epoch for sample in group) for group in self._groups())
+        uses = (len(samples) * one.uses_per_epoch for one, samples in self._groups())
         return math.ceil(count_batches(uses, self.batch_size) / self.world_size)
 
     def epoch(self, epoch: int) -> list[BatchPlan]:
@@ -120,33 +124,41 @@ class BucketSampler:
         # seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
         order = random.Random(f"order/{self.seed}/{epoch}")
         captions = random.Random(f"captions/{self.seed}/{epoch}")
-        batches = [batch for group in self._groups() for batch in self._shuffled_batches(group, order)]
+        batches = [
+            (one, batch)
+            for one, samples in self._groups()
+            for batch in self._shuffled_batches(one, samples, order)
+        ]
         order.shuffle(batches)
         plans = [
-            BatchPlan(samples, tuple(self._chosen_text(sample, captions) for sample in samples))
-            for samples in batches
+            BatchPlan(
+                samples,
+                tuple(sample.latents_paths[0] for sample in samples),
+                tuple(self._chosen_text(sample, captions) for sample in samples),
+                one.tasks[0].num_cond_latents,
+            )
+            for one, samples in batches
         ]
         return list(
             islice(cycle(plans), self.rank, self.batches_per_epoch * self.world_size, self.world_size)
         )
 
-    def _groups(self) -> list[list[CachedSample]]:
+    def _groups(self) -> list[tuple[TrainingSet, list[CachedSample]]]:
         """Samples that may share a batch."""
-        groups: dict[tuple[str, Bucket, int], list[CachedSample]] = {}
-        for sample in self.samples:
-            key = (sample.dataset_id, sample.bucket, sample.num_cond_latents)
-            groups.setdefault(key, []).append(sample)
+        groups: dict[tuple[str, Bucket], tuple[TrainingSet, list[CachedSample]]] = {}
+        for one in self.sets:
+            for sample in one.samples:
+                groups.setdefault((one.dataset_id, sample.bucket), (one, []))[1].append(sample)
         return list(groups.values())
 
     def _shuffled_batches(
-        self, group: list[CachedSample], order: random.Random
+        self, one: TrainingSet, samples: list[CachedSample], order: random.Random
     ) -> list[tuple[CachedSample, ...]]:
         """Cut one pass after the other over the group, each shuffled on its own, into batches."""
         uses: list[CachedSample] = []
-        for turn in range(max(sample.uses_per_epoch for sample in group)):
-            turn_samples = [sample for sample in group if sample.uses_per_epoch > turn]
-            order.shuffle(turn_samples)
-            uses += turn_samples
+        for _ in range(one.uses_per_epoch):
+            order.shuffle(samples)
+            uses += samples
         starts = range(0, len(uses), self.batch_size)
         return [tuple(uses[start : start + self.batch_size]) for start in starts]
 
@@ -163,10 +175,15 @@ def load_batch(plan: BatchPlan) -> Batch:
     """
     texts = [read_text(path).padded() for path in plan.text_paths]
     return Batch(
-        latents_BCTHW=torch.stack([_clean_latents(sample) for sample in plan.samples]),
+        latents_BCTHW=torch.stack(
+            [
+                _clean_latents(sample, path, plan.num_cond_latents)
+                for sample, path in zip(plan.samples, plan.latents_paths, strict=True)
+            ]
+        ),
         text_BLD=torch.stack([text_LD for text_LD, _ in texts]),
         mask_BL=torch.stack([mask_L for _, mask_L in texts]),
-        num_cond_latents=plan.samples[0].num_cond_latents,
+        num_cond_latents=plan.num_cond_latents,
         clip_ids=tuple(sample.clip_id for sample in plan.samples),
     )
 
@@ -210,10 +227,10 @@ def _planned_steps(
         first = 0
 
 
-def _clean_latents(sample: CachedSample) -> Tensor:
+def _clean_latents(sample: CachedSample, path: Path, num_cond_latents: int) -> Tensor:
     """Read latents_CTHW, with the conditioning image in the first frame where the sample has one."""
-    latents_CTHW = _read_sized(sample.latents_path, sample.bucket)
-    if sample.num_cond_latents == 0 or sample.cond_latents_path is None:
+    latents_CTHW = _read_sized(path, sample.bucket)
+    if num_cond_latents != 1 or sample.cond_latents_path is None:
         return latents_CTHW
     image_C1HW = _read_sized(sample.cond_latents_path, replace(sample.bucket, num_frames=1))
     return torch.cat([image_C1HW, latents_CTHW[:, 1:]], dim=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from longcat_tune.data.buckets import center_crop, cover_size
+from longcat_tune.data.buckets import cover_size, crop_slices
 from longcat_tune.data.images import is_image, read_image
 from longcat_tune.data.video import VideoBackend, iter_frames
 
@@ -70,5 +70,5 @@ def _fitted(picture_HW3: NDArray[np.uint8], bucket: Bucket) -> Tensor:
     resized_1CHW = functional.interpolate(
         picture_1CHW, size=(cover_height, cover_width), mode="bicubic", antialias=True
     )
-    rows, columns = center_crop(cover_width, cover_height, bucket.width, bucket.height)
+    rows, columns = crop_slices(cover_width, cover_height, bucket.width, bucket.height, (0.5, 0.5))
     return resized_1CHW[0, :, rows, columns]

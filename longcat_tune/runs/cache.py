@@ -35,11 +35,11 @@ from longcat_tune.model.text_encoder import clean_prompt, load_text_encoder, tex
 from longcat_tune.model.vae import VideoAutoencoder, vae_identity
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
-from longcat_tune.runs.plan import RunPlan, make_plan
+from longcat_tune.runs.plan import PlannedDataset, RunPlan, make_plan
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.training.trouble import explained_out_of_memory
-from longcat_tune.types import Bucket, CachedSample, PlannedClip
+from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,19 @@ class CachedRun:
     """Everything that a run needs of its caches, as paths.
 
     Attributes:
-        samples: the clips trained on, in the plan's order.
+        training: the datasets trained on.
         empty_text: features of the empty prompt.
         requests: the renders.
     """
 
-    samples: tuple[CachedSample, ...]
+    training: tuple[TrainingSet, ...]
     empty_text: Path
     requests: tuple[CachedRequest, ...]
+
+    @property
+    def num_clips(self) -> int:
+        """How many clips there are to train on."""
+        return sum(len(one.samples) for one in self.training)
 
 
 def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
@@ -90,7 +95,7 @@ def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
     requests = plan_requests(config.validation, plan.render_source)
     checkpoint = find_checkpoint(config.model)
     cached = fill_caches(config, plan, checkpoint, requests, device=pick_device())
-    logger.info("The caches hold all %d clips", len(cached.samples))
+    logger.info("The caches hold all %d clips", cached.num_clips)
 
 
 def fill_caches(
@@ -114,9 +119,9 @@ def fill_caches(
         UserError: a clip, an encoder or the cache folder is unusable, or an encoder does not fit the device.
     """
     jobs = _Jobs(config, plan, checkpoint)
-    samples = tuple(jobs.sample(entry, clip) for entry, clip in plan.training_clips())
+    training = tuple(jobs.training_set(dataset) for dataset in plan.training if dataset.plan.clips)
     empty_text = jobs.text(EMPTY_PROMPT)
-    cached = CachedRun(samples, empty_text, tuple(jobs.request(request) for request in requests))
+    cached = CachedRun(training, empty_text, tuple(jobs.request(request) for request in requests))
     jobs.remember_sources()
     with explained_out_of_memory("encoding captions"):
         _encode_texts(unfinished(jobs.texts), config, checkpoint, device)
@@ -139,22 +144,31 @@ class _Jobs:
         self.latents: list[LatentJob] = []
         self.texts: list[TextJob] = []
 
+    def training_set(self, dataset: PlannedDataset) -> TrainingSet:
+        """One dataset to train on."""
+        entry = dataset.entry
+        return TrainingSet(
+            dataset_id=entry.id,
+            samples=tuple(self.sample(entry, clip) for clip in dataset.plan.clips),
+            uses_per_epoch=entry.repeats + 1,
+            tasks=dataset.plan.clips[0].tasks,
+        )
+
     def sample(self, entry: DatasetEntry, clip: PlannedClip) -> CachedSample:
         """One clip to train on, with its captions and its conditioning image."""
         record = clip.record
         clip_id = f"{record.dataset_id}/{record.name}"
         image = record.conditioning
+        folder = self.clip_folder(entry)
         return CachedSample(
             clip_id=clip_id,
-            dataset_id=record.dataset_id,
             bucket=clip.bucket,
-            latents_path=self.latent(
-                clip_id, record.path, clip.frame_times, clip.bucket, folder=self.clip_folder(entry)
+            latents_paths=tuple(
+                self.latent(clip_id, record.path, clip.picks(window), clip.bucket, folder=folder)
+                for window in clip.windows
             ),
             cond_latents_path=None if image is None else self.image(image, clip.bucket),
             text_paths=tuple(self.text(caption) for caption in record.captions),
-            num_cond_latents=clip.num_cond_latents,
-            uses_per_epoch=entry.repeats + 1,
         )
 
     def request(self, request: RenderRequest) -> CachedRequest:
@@ -164,37 +178,36 @@ class _Jobs:
             request=request,
             prompt_path=self.text(request.prompt),
             negative_path=self.text(request.negative_prompt),
-            cond_path=None if image is None else self.image(image, request.size, request.start_seconds),
+            cond_path=None if image is None else self.image(image, request.size, request.start_frame),
         )
 
     def clip_folder(self, entry: DatasetEntry) -> Path:
         """Where the latents of a dataset belong."""
         return entry.cache_dir_vae or self.folder / "vae" / entry.id
 
-    def image(self, image: Path, size: Bucket, seconds: float = 0.0) -> Path:
+    def image(self, image: Path, size: Bucket, frame: int = 0) -> Path:
         """Ask for a start image, in the cache of the conditioning dataset that it is part of, if any."""
         entry = self.plan.conditioning_entry(image)
         folder = self.folder / "vae" / "start-images" if entry is None else self.clip_folder(entry)
         still = Bucket(size.width, size.height, 1)
-        return self.latent(image.name, image, (seconds,), still, folder=folder)
+        picks = FramePicks(frame, 1, self.config.data.framerate)
+        return self.latent(image.name, image, picks, still, folder=folder)
 
-    def latent(
-        self, clip_id: str, source: Path, frame_times: tuple[float, ...], bucket: Bucket, *, folder: Path
-    ) -> Path:
+    def latent(self, clip_id: str, source: Path, picks: FramePicks, bucket: Bucket, *, folder: Path) -> Path:
         """Ask for latents; returns where they will be."""
         if folder not in self.hashes:
             require_writable(folder)
             self.hashes[folder] = SourceHashes(folder)
         key = latent_key(
             self.hashes[folder].of(source),
-            frame_times=frame_times,
+            picks=picks,
             bucket=bucket,
             crop=CENTER_CROP,
             vae=self.vae,
             precision=self.config.model.vae_dtype,
         )
         path = latents_path(folder, key)
-        self.latents.append(LatentJob(clip_id, source, frame_times, bucket, path))
+        self.latents.append(LatentJob(clip_id, source, picks, bucket, path))
         return path
 
     def text(self, caption: str) -> Path:
@@ -240,7 +253,7 @@ def _encode_latents(
     backend = config.data.video_backend
 
     def load(job: LatentJob) -> Tensor:
-        return load_pixels(job.source, job.frame_times, job.bucket, backend=backend)
+        return load_pixels(job.source, job.picks.times, job.bucket, backend=backend)
 
     with progress("Encoding clips", len(jobs)) as bar:
         fill_latents(

@@ -11,7 +11,7 @@ from longcat_tune.config.validation import ValidationSection
 from longcat_tune.data.planning import DatasetPlan
 from longcat_tune.errors import ConfigError
 from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.types import Bucket
+from longcat_tune.types import IMAGE_TO_VIDEO, Bucket
 
 NAME_LENGTH = 40
 
@@ -24,13 +24,13 @@ class Subject:
         name: for the file.
         prompt: what to show.
         start_image: an image or clip that holds the first frame, if it is given.
-        start_seconds: where in a clip it is.
+        start_frame: where in a clip it is, counted at the run's framerate.
     """
 
     name: str
     prompt: str
     start_image: Path | None = None
-    start_seconds: float = 0.0
+    start_frame: int = 0
 
 
 def plan_requests(validation: ValidationSection, source: DatasetPlan | None) -> tuple[RenderRequest, ...]:
@@ -65,12 +65,12 @@ def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
     subjects = []
     for clip in held_out.clips[:count]:
         record, name = clip.record, Path(clip.record.name).stem
-        if not clip.num_cond_latents:
+        if IMAGE_TO_VIDEO[0] not in clip.tasks:
             subjects.append(Subject(name, record.captions[0]))
         elif record.conditioning is not None:
             subjects.append(Subject(name, record.captions[0], record.conditioning))
         else:
-            subjects.append(Subject(name, record.captions[0], record.path, clip.frame_times[0]))
+            subjects.append(Subject(name, record.captions[0], record.path, clip.windows[0]))
     return subjects
 
 
@@ -91,7 +91,7 @@ def _sized(subjects: Sequence[Subject], validation: ValidationSection) -> tuple[
                 guidance=validation.validation_guidance,
                 seed=validation.validation_seed,
                 start_image=subject.start_image,
-                start_seconds=subject.start_seconds,
+                start_frame=subject.start_frame,
             )
             for width, height in validation.validation_resolution
         ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora_state
 from longcat_tune.training.interfaces import LoopState
-from longcat_tune.types import CachedSample
+from longcat_tune.types import TrainingSet
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,19 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     return folder
 
 
-def fingerprint(config: RunConfig, samples: Sequence[CachedSample]) -> dict[str, object]:
+def fingerprint(config: RunConfig, training: Sequence[TrainingSet]) -> dict[str, object]:
     """What a checkpoint remembers of its run: the config, and a hash of what an epoch's order follows from.
 
     Through JSON, as the checkpoint holds it: tuples become lists.
     """
-    uses = [[one.clip_id, one.bucket.name, one.num_cond_latents, one.uses_per_epoch] for one in samples]
+    uses = [
+        [
+            one.uses_per_epoch,
+            [asdict(task) for task in one.tasks],
+            [[clip.clip_id, clip.bucket.name] for clip in one.samples],
+        ]
+        for one in training
+    ]
     order = json.dumps([config.training.train_batch_size, config.training.seed, uses])
     digest = hashlib.blake2b(order.encode(), digest_size=16).hexdigest()
     values: dict[str, object] = json.loads(json.dumps(config.flat()))

@@ -82,7 +82,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         events.write(
             "run_start",
             device=str(device),
-            clips=len(cached.samples),
+            clips=cached.num_clips,
             max_steps=plan.max_steps,
             versions=report["versions"],
         )
@@ -127,7 +127,7 @@ def _train(
     training = config.training
     model = model_with_lora(config, checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    identity = fingerprint(config, cached.samples)
+    identity = fingerprint(config, cached.training)
     start = LoopState()
     if resume_from is not None:
         start = resume(resume_from, model, optimizer, now=identity)
@@ -135,7 +135,7 @@ def _train(
     if start.step >= plan.max_steps:
         logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
     sampler = BucketSampler(
-        cached.samples,
+        cached.training,
         cached.empty_text,
         batch_size=training.train_batch_size,
         seed=training.seed,

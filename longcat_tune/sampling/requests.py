@@ -25,7 +25,7 @@ class RenderRequest:
         seed: of the starting noise.
         start_image: holds the first frame of an image-to-video render, an image or a clip; None renders from
             text alone.
-        start_seconds: where in a clip that frame is.
+        start_frame: where in a clip it is, counted at the run's framerate.
     """
 
     name: str
@@ -36,7 +36,7 @@ class RenderRequest:
     guidance: float
     seed: int
     start_image: Path | None = None
-    start_seconds: float = 0.0
+    start_frame: int = 0
 
     @property
     def file_stem(self) -> str:

@@ -10,9 +10,9 @@ import pytest
 from longcat_tune.data.buckets import (
     OFFICIAL_SIZES,
     bucket_size,
-    center_crop,
     clip_length,
     cover_size,
+    crop_slices,
     to_grid,
 )
 
@@ -128,7 +128,7 @@ def test_clip_lengths():
 )
 def test_cover_size_and_crop(source, target, cover):
     assert cover_size(*source, *target) == cover
-    rows, columns = center_crop(*cover, *target)
+    rows, columns = crop_slices(*cover, *target, (0.5, 0.5))
     assert (columns.stop - columns.start, rows.stop - rows.start) == target
     assert abs(columns.start - (cover[0] - columns.stop)) <= 1
     assert abs(rows.start - (cover[1] - rows.stop)) <= 1

@@ -160,6 +160,7 @@ class PlannedClip:
         crop: where the crop lies, as the share of the spare width and height on its left and above it; (0.5,
             0.5) is the centre.
         tasks: what it is trained for; shares add up to 1.
+        number: which of the clips cut from one file it is, from 1; None when a file is never cut into several.
     """
 
     record: ClipRecord
@@ -168,6 +169,7 @@ class PlannedClip:
     windows: tuple[int, ...] = (0,)
     crop: tuple[float, float] = (0.5, 0.5)
     tasks: tuple[Task, ...] = TEXT_TO_VIDEO
+    number: int | None = None
 
     def picks(self, window: int) -> FramePicks:
         """The frames of the window that starts at this frame."""

@@ -20,7 +20,7 @@ from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.video import VideoBackend, probe
 from longcat_tune.errors import DataError
 from longcat_tune.log import progress
-from longcat_tune.types import ClipRecord, Refusal
+from longcat_tune.types import ClipRecord, Notice, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Manifest:
         records: usable files, by name.
         refusals: the others.
         found: how many files there are; none is left out of the two lists.
+        faults: what keeps the dataset as a whole from being used.
+        notices: what its owner should know about the files.
     """
 
     dataset_id: str
@@ -54,6 +56,8 @@ class Manifest:
     records: tuple[ClipRecord, ...]
     refusals: tuple[Refusal, ...]
     found: int
+    faults: tuple[Refusal, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 def scan(entry: DatasetEntry, *, backend: VideoBackend = "auto") -> Manifest:

@@ -86,8 +86,8 @@ OFFICIAL_SIZES: dict[BucketTable, tuple[tuple[float, int, int], ...]] = {
 
 
 def bucket_size(
-    width: int,
-    height: int,
+    width: float,
+    height: float,
     *,
     resolution: float,
     resolution_type: ResolutionType,
@@ -96,8 +96,8 @@ def bucket_size(
     """The size that a clip is brought to.
 
     Args:
-        width: of the clip.
-        height: of the clip.
+        width: of the clip, or of anything with the aspect ratio wanted.
+        height: of the same.
         resolution: in the unit of resolution_type; not used with a table.
         resolution_type: `pixel` the shorter edge, `area` megapixels, `pixel_area` the edge of a square of the
             same area.

@@ -1,27 +1,27 @@
-"""Records become clips with a bucket, the times of their frames and a task; or a reason why not.
+"""Records become clips with a bucket, windows of frames and tasks; or a reason why not.
 
 Decides by numbers alone: no file is opened here.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import chain
 
 from longcat_tune.config.datasets import DatasetEntry
-from longcat_tune.data.buckets import bucket_size, clip_length
+from longcat_tune.data.buckets import bucket_size
+from longcat_tune.data.framing import bucket_shape, crop_place, require_shape, require_sharp
+from longcat_tune.data.lots import lot
 from longcat_tune.data.manifest import Manifest
+from longcat_tune.data.notices import plan_notices
 from longcat_tune.data.pairing import StartImages
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.types import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, Bucket, ClipRecord, PlannedClip, Refusal
-
-logger = logging.getLogger(__name__)
-
-LAST_FRAME_SHARE = 0.9
-"""How much of a frame's time must be left for the last frame to count; mkv and webm round times to 1 ms."""
+from longcat_tune.data.tasks import require_something_to_learn, takes_start_images, tasks_of
+from longcat_tune.data.windows import encoded_frames, resampled_frames, window_starts
+from longcat_tune.types import Bucket, ClipRecord, Notice, PlannedClip, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,144 +29,146 @@ class DatasetPlan:
     """What becomes of the files of one dataset.
 
     Attributes:
-        clips: in the order of their names.
-        refusals: those that cannot be read, then those that do not fit.
-        found: how many files there are: clips and refusals together.
+        clips: in the order of their names; those of one file follow one another.
+        refusals: files that cannot be read, then those that do not fit.
+        found: how many files there are: used, refused and left out together.
+        left_out: usable files beyond max_num_samples.
+        faults: what keeps the dataset as a whole from being used.
+        notices: what its owner should know.
     """
 
     clips: tuple[PlannedClip, ...]
     refusals: tuple[Refusal, ...]
     found: int
+    left_out: int = 0
+    faults: tuple[Refusal, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def used(self) -> int:
+        """How many files the clips come from; several come from one under clip_selection all."""
+        return sum(1 for _ in self._records())
 
     @property
     def source_rates(self) -> Counter[float]:
-        """Clips per frame rate of their files; at another than the run's, frames are left out or repeated."""
-        records = (clip.record for clip in self.clips)
-        return Counter(
-            round(record.source_frames / record.seconds, 2) for record in records if record.seconds
-        )
+        """Files per frame rate; at another than the run's, frames are left out or repeated."""
+        return Counter(round(record.fps, 2) for record in self._records() if record.seconds)
 
     @property
     def source_sizes(self) -> Counter[tuple[int, int]]:
-        """Clips per width and height of their files."""
-        return Counter((clip.record.width, clip.record.height) for clip in self.clips)
+        """Files per width and height."""
+        return Counter((record.width, record.height) for record in self._records())
+
+    def _records(self) -> Iterator[ClipRecord]:
+        return (clip.record for clip in self.clips if clip.number in {None, 1})
+
+
+def clip_id(clip: PlannedClip) -> str:
+    """`dataset/name`, with `#number` where files are cut into several clips; no two clips share one."""
+    number = "" if clip.number is None else f"#{clip.number}"
+    return f"{clip.record.dataset_id}/{clip.record.name}{number}"
 
 
 def plan_dataset(
-    entry: DatasetEntry, manifest: Manifest, *, framerate: float, conditioning: Sequence[Manifest] = ()
+    entry: DatasetEntry,
+    manifest: Manifest,
+    *,
+    framerate: float,
+    seed: int,
+    conditioning: Sequence[Manifest] = (),
 ) -> DatasetPlan:
-    """Give every record a bucket and a task.
+    """Give every record a bucket, windows and tasks, and tell what that means for the dataset.
 
     Args:
-        entry: the dataset.
+        entry: the dataset. Under max_num_samples the files whose lot is smallest are used, so that raising
+            the number only adds some.
         manifest: its files.
         framerate: frames per second that clips are resampled to.
+        seed: of random windows, crops and choices; each depends on the file's name beside it and on no other
+            file.
         conditioning: files of the entries named in conditioning_data, in that order.
     """
-    if conditioning and not entry.is_i2v:
-        logger.warning("%s: conditioning_data has no effect without is_i2v", entry.id)
-    start_images = StartImages(conditioning)
-    clips, refusals = [], list(manifest.refusals)
+    planner = _Planner(entry, framerate, seed, conditioning)
+    files: list[tuple[PlannedClip, ...]] = []
+    refusals = list(manifest.refusals)
     for record in manifest.records:
         try:
-            clips.append(_plan_clip(record, entry, framerate, start_images))
+            files.append(planner.clips_of(record))
         except UnusableFileError as error:
             refusals.append(error.refusal(entry.id))
-    return DatasetPlan(clips=tuple(clips), refusals=tuple(refusals), found=manifest.found)
-
-
-def resampled_frames(seconds: float, framerate: float) -> int:
-    """How many frames a clip has at another frame rate; frame i is the one shown at i / framerate."""
-    return max(1, math.floor(seconds * framerate + 1 - LAST_FRAME_SHARE))
-
-
-def _plan_clip(
-    record: ClipRecord, entry: DatasetEntry, framerate: float, start_images: StartImages
-) -> PlannedClip:
-    _require_shape(record, entry)
-    available = resampled_frames(record.seconds, framerate)
-    num_frames = 1 if record.kind == "image" else _clip_frames(record, entry, available, framerate)
-    width, height = bucket_size(
-        record.width,
-        record.height,
-        resolution=entry.resolution,
-        resolution_type=entry.resolution_type,
-        table=entry.bucket_table,
-    )
-    _require_sharp(record, entry, width, height)
-    if entry.is_i2v:
-        _require_something_to_learn(record, num_frames)
-        record = start_images.paired(record)
-    spare = available - num_frames
-    first = spare // 2 if entry.video.clip_selection == "middle" else 0
-    return PlannedClip(
-        record=record,
-        bucket=Bucket(width, height, num_frames),
-        framerate=framerate,
-        windows=(first,),
-        tasks=IMAGE_TO_VIDEO if entry.is_i2v else TEXT_TO_VIDEO,
+    used = _allotted(files, entry, seed)
+    left_out = len(files) - len(used)
+    unpaired = bool(conditioning) and not takes_start_images(planner.tasks)
+    notices = plan_notices(entry, used, framerate=framerate, left_out=left_out, unpaired=unpaired)
+    return DatasetPlan(
+        clips=tuple(chain.from_iterable(used)),
+        refusals=tuple(refusals),
+        found=manifest.found,
+        left_out=left_out,
+        faults=manifest.faults,
+        notices=manifest.notices + notices,
     )
 
 
-def _clip_frames(record: ClipRecord, entry: DatasetEntry, available: int, framerate: float) -> int:
-    """The length that a video is encoded at."""
-    video = entry.video
-    has = f"has {available} frames at {framerate:g} fps"
-    if available < video.min_frames:
-        reason = f"{has}, fewer than video.min_frames ({video.min_frames})"
-        raise UnusableFileError(record.path, reason, "take a longer clip or lower video.min_frames")
-    if video.bucket_strategy == "resolution_frames":
-        limits = [video.max_frames, video.num_frames if video.num_frames_given else None]
-        longest = min([available, *(limit for limit in limits if limit is not None)])
-        return clip_length(longest, interval=video.frame_interval)
-    if video.max_frames is not None and available > video.max_frames:
-        reason = f"{has}, more than video.max_frames ({video.max_frames})"
-        raise UnusableFileError(record.path, reason, "cut the clip or raise video.max_frames")
-    if available >= video.num_frames:
-        return video.num_frames
-    if not entry.allow_short:
-        reason = f"{has}, fewer than video.num_frames ({video.num_frames})"
-        remedy = (
-            f"lower video.num_frames to {clip_length(available)}, set allow_short to true, "
-            'or set video.bucket_strategy to "resolution_frames"'
+class _Planner:
+    """Plans the files of one dataset one by one; what many clips have in common is made once."""
+
+    def __init__(
+        self, entry: DatasetEntry, framerate: float, seed: int, conditioning: Sequence[Manifest]
+    ) -> None:
+        self.entry = entry
+        self.framerate = framerate
+        self.seed = seed
+        self.tasks = tasks_of(entry)
+        self.start_images = StartImages(conditioning if takes_start_images(self.tasks) else ())
+        self.buckets: dict[tuple[float, float, int], Bucket] = {}
+
+    def clips_of(self, record: ClipRecord) -> tuple[PlannedClip, ...]:
+        """One clip, or under clip_selection all one per window, numbered from 1.
+
+        Raises:
+            UnusableFileError: the file does not fit the dataset.
+        """
+        entry, video = self.entry, self.entry.video
+        require_shape(record, entry)
+        available = resampled_frames(record.seconds, self.framerate)
+        num_frames = encoded_frames(record, entry, available, framerate=self.framerate)
+        bucket = self._bucket(*bucket_shape(record, entry, seed=self.seed), num_frames)
+        require_sharp(record, entry, bucket)
+        require_something_to_learn(record, num_frames, self.tasks, entry)
+        record = self.start_images.paired(record)
+        crop = crop_place(record.name, entry, seed=self.seed)
+        windows = window_starts(
+            video, available=available, num_frames=num_frames, name=record.name, seed=self.seed
         )
-        raise UnusableFileError(record.path, reason, remedy)
-    return clip_length(available)
-
-
-def _require_shape(record: ClipRecord, entry: DatasetEntry) -> None:
-    """Refuse clips outside minimum_image_size and the aspect ratio bounds."""
-    width, height = record.width, record.height
-    in_megapixels = entry.resolution_type == "area"
-    size = width * height / 1e6 if in_megapixels else min(width, height)
-    if entry.minimum_image_size is not None and size < entry.minimum_image_size:
-        unit = "megapixels" if in_megapixels else "pixels on its shorter edge"
-        reason = f"has {size:g} {unit}, less than minimum_image_size ({entry.minimum_image_size:g})"
-        raise UnusableFileError(record.path, reason, "take a larger clip or lower minimum_image_size")
-    aspect = width / height
-    low, high = entry.minimum_aspect_ratio or 0.0, entry.maximum_aspect_ratio or math.inf
-    if not low <= aspect <= high:
-        key, bound = ("minimum_aspect_ratio", low) if aspect < low else ("maximum_aspect_ratio", high)
-        reason = f"is {width}x{height}, an aspect ratio of {aspect:.2f} outside {key} ({bound:g})"
-        raise UnusableFileError(record.path, reason, f"crop the clip or change {key}")
-
-
-def _require_sharp(record: ClipRecord, entry: DatasetEntry, width: int, height: int) -> None:
-    """Refuse clips that would be enlarged beyond max_upscale_threshold."""
-    if entry.max_upscale_threshold is None:
-        return
-    enlarged = max(width / record.width, height / record.height) - 1
-    if enlarged > entry.max_upscale_threshold:
-        reason = (
-            f"is {record.width}x{record.height} and would be enlarged by {enlarged:.0%} to fill "
-            f"{width}x{height}, more than max_upscale_threshold ({entry.max_upscale_threshold:g})"
+        if video.clip_selection != "all" or record.kind == "image":
+            return (PlannedClip(record, bucket, self.framerate, windows, crop, self.tasks),)
+        return tuple(
+            PlannedClip(record, bucket, self.framerate, (start,), crop, self.tasks, number)
+            for number, start in enumerate(windows, start=1)
         )
-        raise UnusableFileError(record.path, reason, "take a larger clip or lower resolution")
+
+    def _bucket(self, width: float, height: float, num_frames: int) -> Bucket:
+        bucket = self.buckets.get((width, height, num_frames))
+        if bucket is None:
+            entry = self.entry
+            size = bucket_size(
+                width,
+                height,
+                resolution=entry.resolution,
+                resolution_type=entry.resolution_type,
+                table=entry.bucket_table,
+            )
+            bucket = self.buckets[width, height, num_frames] = Bucket(*size, num_frames)
+        return bucket
 
 
-def _require_something_to_learn(record: ClipRecord, num_frames: int) -> None:
-    if num_frames == 1:
-        reason = (
-            "has one frame, which image-to-video takes as the start image, so that nothing is left to learn"
-        )
-        raise UnusableFileError(record.path, reason, "take a longer clip or set is_i2v to false")
+def _allotted(
+    files: Sequence[tuple[PlannedClip, ...]], entry: DatasetEntry, seed: int
+) -> Sequence[tuple[PlannedClip, ...]]:
+    """At most max_num_samples files, in their order: those with the smallest lots."""
+    if entry.max_num_samples is None or len(files) <= entry.max_num_samples:
+        return files
+    lots = ((lot(seed, entry.id, clips[0].record.name), number) for number, clips in enumerate(files))
+    chosen = sorted(number for _, number in nsmallest(entry.max_num_samples, lots))
+    return [files[number] for number in chosen]

@@ -13,8 +13,8 @@ from typing import Literal
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.demo import demo_scenes, render
 from longcat_tune.data.manifest import scan
-from longcat_tune.data.planning import resampled_frames
 from longcat_tune.data.video import write_mp4
+from longcat_tune.data.windows import resampled_frames
 from longcat_tune.errors import ConfigError, DataError
 from longcat_tune.files import write_atomically
 from longcat_tune.runs.build import pick_device

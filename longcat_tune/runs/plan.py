@@ -209,6 +209,7 @@ def _planned(entry: DatasetEntry, stills: dict[str, Manifest], config: RunConfig
         entry,
         scan(entry, backend=config.data.video_backend),
         framerate=config.data.framerate,
+        seed=config.training.seed,
         conditioning=partners,
     )
     return PlannedDataset(entry, plan)

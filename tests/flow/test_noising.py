@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from longcat_tune.flow.loss import flow_loss
@@ -53,3 +54,20 @@ def test_loss_is_the_mean_square_per_sample() -> None:
     clean, noise = clean_and_noise()
     expected = torch.stack([((a - b) ** 2).mean() for a, b in zip(clean, noise, strict=True)])
     torch.testing.assert_close(flow_loss(clean, noise, num_cond_latents=0), expected)
+
+
+def test_huber_is_a_square_near_zero_and_a_line_far_away() -> None:
+    target = torch.zeros(4, 1, 1, 1, 1)
+    error = torch.tensor([1e-6, 0.1, 3.0, 1000.0]).view(4, 1, 1, 1, 1)
+    got = flow_loss(error, target, num_cond_latents=0, huber_c=0.1)
+    written_out = 2 * 0.1 * ((error.double() ** 2 + 0.1**2).sqrt() - 0.1)
+    torch.testing.assert_close(got.double(), written_out.flatten(), rtol=1e-5, atol=1e-15)
+    assert got[0].item() == pytest.approx(1e-12, rel=1e-4)
+    assert got[3].item() == pytest.approx(200, rel=1e-3)
+
+
+def test_huber_s_gradient_is_finite_everywhere() -> None:
+    error = torch.tensor([0.0, 1e-20, 1e10]).view(3, 1, 1, 1, 1).requires_grad_()
+    flow_loss(error, torch.zeros_like(error), num_cond_latents=0, huber_c=0.1).sum().backward()
+    assert error.grad is not None
+    assert bool(error.grad.isfinite().all())

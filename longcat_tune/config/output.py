@@ -9,7 +9,6 @@ from pydantic import Field
 
 from longcat_tune.config.schema import Instead, Later, Section
 
-_TRACKERS_LATER = Later("trackers come with the training stage; events.jsonl is always written")
 _HUB_LATER = Later("uploading comes with the training stage")
 
 
@@ -28,7 +27,6 @@ class OutputSection(Section):
     )
     report_to: Annotated[
         Literal["none", "tensorboard", "wandb"],
-        _TRACKERS_LATER,
         Instead(
             {
                 "all": "tensorboard",
@@ -38,12 +36,16 @@ class OutputSection(Section):
                 "custom-tracker": "none",
             }
         ),
-    ] = Field(default="none", description="Trackers that follow the run, besides events.jsonl.")
-    tracker_project_name: Annotated[str | None, _TRACKERS_LATER] = Field(
-        default=None, description="Project name in the tracker."
+    ] = Field(
+        default="none",
+        description="Tracker that follows the run, besides events.jsonl; needs the extra "
+        "longcat-tune[trackers]. tensorboard writes to output_dir/tensorboard.",
     )
-    tracker_run_name: Annotated[str | None, _TRACKERS_LATER] = Field(
-        default=None, description="Name of the run in the tracker."
+    tracker_project_name: str | None = Field(
+        default=None, description="Project of wandb that the run belongs to; null: longcat-tune."
+    )
+    tracker_run_name: str | None = Field(
+        default=None, description="Name of the run in wandb; null: output_dir's."
     )
     push_to_hub: Annotated[bool, _HUB_LATER] = Field(default=False, description="Upload the LoRA to the hub.")
     hub_model_id: Annotated[str | None, _HUB_LATER] = Field(

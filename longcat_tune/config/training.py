@@ -9,7 +9,9 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from longcat_tune.config.schema import Instead, Later, Section
 from longcat_tune.config.values import synonyms, zero_is_none
 
-_EMA_LATER = Later("averaged weights come with the training stage")
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+PRODIGY_LEAST_RATE = 0.1
+"""Prodigy multiplies the rate it finds by learning_rate; its authors leave that at 1."""
 
 OPTIMIZER_NAMES = {
     "adamw_bf16": "adamw",
@@ -51,19 +53,46 @@ class TrainingSection(Section):
     num_train_epochs: Annotated[int | None, BeforeValidator(zero_is_none)] = Field(
         default=None, ge=1, description="Passes over all clips."
     )
-    learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(
+        default=1e-4,
+        gt=0,
+        description="Peak learning rate. prodigy finds the rate itself and multiplies it by this: 1.",
+    )
+    lora_plus_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        description="LoRA+: learning rate of the adapters' B matrices over that of A; its authors use 16.",
+    )
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "adamw_schedulefree", "muon"],
         synonyms(OPTIMIZER_NAMES, log=True),
-        Later("other optimizers come with the training stage"),
         Instead(otherwise="adamw"),
-    ] = Field(default="adamw", description="SimpleTuner's names are mapped to these, with a line in the log.")
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients.")
-    adam_beta2: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients."
+    ] = Field(
+        default="adamw",
+        description="SimpleTuner's names are mapped to these, with a line in the log. adamw_8bit, prodigy "
+        "and adamw_schedulefree need the extra longcat-tune[optim]; muon steps matrices, and anything else "
+        "by AdamW.",
     )
-    adam_weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay.")
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW's guard against division by zero.")
+    adam_beta1: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay of the mean of gradients; unused by adafactor and muon's matrices.",
+    )
+    adam_beta2: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="Decay of the mean of squared gradients; unused by adafactor and muon's matrices.",
+    )
+    adam_weight_decay: float = Field(
+        default=0.01, ge=0, description="Decoupled weight decay of any optimizer."
+    )
+    adam_epsilon: float = Field(
+        default=1e-8,
+        gt=0,
+        description="Guard against division by zero; unused by adafactor and muon's matrices.",
+    )
     lr_scheduler: Annotated[
         Literal[
             "constant",
@@ -75,11 +104,21 @@ class TrainingSection(Section):
             "rex",
         ],
         synonyms({"cosine_with_warmup": "cosine"}, log=True),
-        Later("other schedules come with the training stage", available=("constant",)),
         Instead({"sine": "cosine_with_restarts"}),
-    ] = Field(default="constant_with_warmup", description="Course of the learning rate.")
+    ] = Field(
+        default="constant_with_warmup",
+        description="Course of the learning rate; all but the first two fall from the end of the warmup to "
+        "lr_end at the last step.",
+    )
     lr_warmup_steps: int = Field(
         default=0, ge=0, description="Steps over which the learning rate rises from 0."
+    )
+    lr_end: float = Field(default=4e-7, ge=0, description="Learning rate that a falling schedule ends with.")
+    lr_num_cycles: int = Field(
+        default=1, ge=1, description="How often cosine_with_restarts falls; unused by the others."
+    )
+    lr_power: float = Field(
+        default=0.8, gt=0, description="Power of polynomial; 1 is linear; unused by the others."
     )
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="Bound of the gradient, by grad_clip_method; 0: none."
@@ -97,14 +136,18 @@ class TrainingSection(Section):
         default=False, description="Keep the inputs of recomputed blocks in host memory."
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of everything that is drawn.")
-    use_ema: Annotated[bool, _EMA_LATER] = Field(
-        default=False, description="Keep an exponential moving average of the adapter."
+    use_ema: bool = Field(
+        default=False,
+        description="Keep an exponential moving average of the adapter, saved beside it in every checkpoint.",
     )
-    ema_decay: Annotated[float, _EMA_LATER] = Field(
-        default=0.995, gt=0, lt=1, description="Decay of the average."
+    ema_decay: float = Field(
+        default=0.995,
+        gt=0,
+        lt=1,
+        description="Decay of the average per step; lower during the first steps: (1 + n) / (10 + n).",
     )
-    ema_validation: Annotated[Literal["none", "ema_only", "comparison"], _EMA_LATER] = Field(
-        default="none", description="Render with the average, without it, or both."
+    ema_validation: Literal["none", "ema_only", "comparison"] = Field(
+        default="none", description="Render without the average, with it only, or both."
     )
     resume_from_checkpoint: Annotated[
         str | None,
@@ -115,6 +158,65 @@ class TrainingSection(Section):
         description="latest: the newest complete checkpoint of output_dir, if any; a folder; none: start "
         "afresh.",
     )
+
+    @property
+    def schedule_falls(self) -> bool:
+        """Whether the learning rate ends lower than it was."""
+        return self.lr_scheduler not in CONSTANT_SCHEDULES
+
+    @model_validator(mode="after")
+    def _prodigy_finds_the_rate(self) -> Self:
+        if self.optimizer != "prodigy":
+            return self
+        if self.learning_rate < PRODIGY_LEAST_RATE:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate:g}) must be at least {PRODIGY_LEAST_RATE} with "
+                "optimizer prodigy, which finds the rate itself and multiplies it by this; set it to 1"
+            )
+        if self.lora_plus_ratio is not None:
+            raise ValueError(
+                f"lora_plus_ratio ({self.lora_plus_ratio:g}) needs two learning rates, but optimizer prodigy "
+                "finds one for all weights; remove it or choose adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_free_averages(self) -> Self:
+        if self.optimizer != "adamw_schedulefree":
+            return self
+        if self.schedule_falls:
+            raise ValueError(
+                f"lr_scheduler ({self.lr_scheduler}) must be constant or constant_with_warmup with "
+                "optimizer adamw_schedulefree, which averages the weights in place of a falling rate; change "
+                "one of them"
+            )
+        if self.use_ema:
+            raise ValueError(
+                "use_ema (true) must be false with optimizer adamw_schedulefree, which saves and renders an "
+                "average of the weights already; remove it or choose adamw"
+            )
+        if not self.adam_beta1:
+            raise ValueError(
+                "adam_beta1 (0) must be above 0 with optimizer adamw_schedulefree; remove it for 0.9"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_falls(self) -> Self:
+        if self.schedule_falls and self.lr_end > self.learning_rate:
+            raise ValueError(
+                f"lr_end ({self.lr_end:g}) must be at most learning_rate ({self.learning_rate:g}); lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_kept(self) -> Self:
+        if self.ema_validation != "none" and not self.use_ema:
+            raise ValueError(
+                f"ema_validation ({self.ema_validation}) has no average to render with, as use_ema is false; "
+                "set use_ema to true or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_needs_its_schedule(self) -> Self:

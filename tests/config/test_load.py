@@ -65,14 +65,14 @@ def test_keys_without_meaning_are_warned_of_once(tmp_path, caplog):
         "max_workers": 8,
         "webhook_config": "x",
         "ramtorch": False,
-        "loss_type": "l2",
+        "peft_lora_mode": "standard",
         "num_processes": 1,
     }
     assert config_of(tmp_path, given) == RunConfig()
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         (
-            "SimpleTuner keys that have no meaning here had no effect: loss_type, max_workers, "
-            "num_processes, ramtorch, webhook_config"
+            "SimpleTuner keys that have no meaning here had no effect: max_workers, "
+            "num_processes, peft_lora_mode, ramtorch, webhook_config"
         )
     ]
 
@@ -90,7 +90,6 @@ def test_keys_without_meaning_are_warned_of_once(tmp_path, caplog):
             "lycoris",
             "lora_type (lycoris) does not exist here; only standard LoRA is trained; remove it",
         ),
-        ("loss_type", "huber", "loss_type (huber) does not exist here; the loss is l2; remove it"),
         (
             "input_perturbation",
             0.1,
@@ -218,8 +217,6 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
             ["peft", "official"],
             "other LoRA files come with the training stage; remove it or set peft",
         ),
-        ("use_ema", True, "averaged weights come with the training stage; remove it or set false"),
-        ("optimizer", "prodigy", "other optimizers come with the training stage; remove it or set adamw"),
         (
             "caption_strategy",
             "parquet",
@@ -247,15 +244,15 @@ def test_every_value_said_to_work_is_accepted(tmp_path):
 
 
 def test_several_mistakes_are_told_together(tmp_path):
-    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1, "use_ema": True}, framerate="0")
+    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1, "enable_group_offload": True}, framerate="0")
     assert text.splitlines() == [
         "4 problems:",
         "  DIR/config.json: lora_rnk (8) is not a known key; did you mean lora_rank?",
         "  command line: --framerate (0) must be above 0; remove it for the default, 30",
         "  DIR/config.json: seed (-1) must be at least 0; remove it for the default, 42",
         (
-            "  DIR/config.json: use_ema (true): not available yet: averaged weights come with the "
-            "training stage; remove it or set false"
+            "  DIR/config.json: enable_group_offload (true): not available yet: it comes with the memory "
+            "stage; remove it or set false"
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""One background thread that works a step ahead of its consumer; knows nothing of clips or batches."""
+"""Background threads that work ahead of their consumer; knows nothing of clips or batches."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ Result = TypeVar("Result")
 
 
 def mapped_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 1
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 1, ahead: int = 1
 ) -> Generator[Result, None, None]:
-    """Apply a function in a background thread, in order, while the consumer works on earlier results.
+    """Apply a function in background threads while the consumer works on earlier results; in order.
 
     What the function raises is raised where its result would have come. Closing the generator, or an error,
-    waits for the one call that is running and starts no other.
+    waits for the calls that are running and starts no other.
 
     Args:
-        function: called in the background thread only.
+        function: called in the background threads only.
         items: may be endless; drawn from in the consumer's thread.
+        workers: threads.
         ahead: results made, or being made, beyond the one handed out.
     """
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ahead")
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -1,40 +1,26 @@
-"""Cached clips to batches: which clips, with which caption, in which order, from which place on.
+"""Which clips make up a batch, for which task, with which caption, in which order.
 
-Every choice follows from (seed, epoch), so two integers are all that a resumed run needs. Knows no model,
-no optimizer step and no device.
+Every choice follows from (seed, epoch), so two integers are all that a resumed run needs. Opens no file;
+knows no model and no device.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import count, cycle, islice
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from longcat_tune.data.cache import read_latents, read_text
-from longcat_tune.data.prefetch import mapped_ahead
+from longcat_tune.data.epochs import DatasetBatches, EpochPlan, shared_out
 from longcat_tune.errors import DataError
-from longcat_tune.types import Batch, Bucket, CachedSample, TrainingSet
+from longcat_tune.types import Bucket, CachedSample, TrainingSet
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class Cursor(NamedTuple):
-    """A place in the endless order of batches: the first batch that was not used yet.
-
-    Attributes:
-        epoch: from 0.
-        batch: from 0, counted within the epoch and this process.
-    """
-
-    epoch: int
-    batch: int
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""The fraction whose multiples are spread most evenly over the unit interval, wherever one stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +40,15 @@ class BatchPlan:
     num_cond_latents: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatches:
-    """The batches of one optimizer step.
+class _Uses(NamedTuple):
+    """The clips of one batch, each with the window that it is used with."""
 
-    Attributes:
-        batches: as many as are accumulated; fewer at the end of an epoch.
-        epoch: the one they belong to.
-        cursor: where to go on after them; the next epoch's start when they end theirs.
-    """
-
-    batches: tuple[Batch, ...]
-    epoch: int
-    cursor: Cursor
+    samples: tuple[CachedSample, ...]
+    latents_paths: tuple[Path, ...]
 
 
 def count_batches(uses: Iterable[int], batch_size: int) -> int:
-    """Batches of one epoch; a bucket's last one may be short.
+    """Batches of one pass over a dataset; a bucket's last one may be short.
 
     Args:
         uses: clips of each bucket, counted as often as they are used.
@@ -79,7 +57,6 @@ def count_batches(uses: Iterable[int], batch_size: int) -> int:
     return sum(math.ceil(count / batch_size) for count in uses)
 
 
-@dataclass(frozen=True, slots=True)
 class BucketSampler:
     """The order of batches for every epoch.
 
@@ -92,165 +69,138 @@ class BucketSampler:
         rank: this process.
         world_size: number of processes. When it does not divide the batches, the first ones of the epoch are
             used again, so that every process takes the same number of steps.
+        plan: how many batches and steps each epoch has, and of which sets.
 
     Raises:
-        DataError: there are no samples.
+        DataError: there are no samples, or there are steps that use none of the sets.
     """
 
-    sets: tuple[TrainingSet, ...]
-    empty_text: Path
-    batch_size: int
-    seed: int
-    caption_dropout: float
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if not any(one.samples for one in self.sets):
+    def __init__(
+        self,
+        sets: tuple[TrainingSet, ...],
+        empty_text: Path,
+        batch_size: int,
+        seed: int,
+        caption_dropout: float,
+        accumulation: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not any(one.samples for one in sets):
             raise DataError(
                 "there are 0 clips to train on and at least 1 is needed; "
                 "`longcat-tune check` lists every clip that was refused and why"
             )
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches that this process takes in one epoch."""
-        uses = (len(samples) * one.uses_per_epoch for one, samples in self._groups())
-        return math.ceil(count_batches(uses, self.batch_size) / self.world_size)
+        self.sets = sets
+        self.empty_text = empty_text
+        self.batch_size = batch_size
+        self.seed = seed
+        self.caption_dropout = caption_dropout
+        self.rank = rank
+        self.world_size = world_size
+        self._buckets = [_by_bucket(one.samples) for one in sets]
+        self.plan = EpochPlan(
+            [self._batches(number) for number in range(len(sets))], accumulation, world_size
+        )
 
     def epoch(self, epoch: int) -> list[BatchPlan]:
         """Plan the batches of this process for one epoch."""
-        # Two generators, so that another caption_dropout or caption count leaves the order as it is. A text
-        # seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
+        place = self.plan.locate(epoch)
+        # Generators of their own for captions and tasks, so that changing those leaves the order as it is. A
+        # text seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
         order = random.Random(f"order/{self.seed}/{epoch}")
-        captions = random.Random(f"captions/{self.seed}/{epoch}")
-        batches = [
-            (one, batch)
-            for one, samples in self._groups()
-            for batch in self._shuffled_batches(one, samples, order)
-        ]
+        batches: list[tuple[_Uses, int]] = []
+        for number in place.phase.active:
+            own_epoch = epoch - self.plan.first_epoch(number)
+            uses = self._share(number, own_epoch, order)
+            batches += zip(uses, self._tasks(self.sets[number], own_epoch, len(uses)), strict=True)
         order.shuffle(batches)
+        captions = random.Random(f"captions/{self.seed}/{epoch}")
         plans = [
             BatchPlan(
-                samples,
-                tuple(sample.latents_paths[0] for sample in samples),
-                tuple(self._chosen_text(sample, captions) for sample in samples),
-                one.tasks[0].num_cond_latents,
+                uses.samples,
+                uses.latents_paths,
+                tuple(self._chosen_text(sample, captions) for sample in uses.samples),
+                num_cond_latents,
             )
-            for one, samples in batches
+            for uses, num_cond_latents in batches
         ]
-        return list(
-            islice(cycle(plans), self.rank, self.batches_per_epoch * self.world_size, self.world_size)
+        return list(islice(cycle(plans), self.rank, place.batches * self.world_size, self.world_size))
+
+    def _batches(self, number: int) -> DatasetBatches:
+        one = self.sets[number]
+        uses = (len(bucket) * one.uses_per_epoch for bucket in self._buckets[number])
+        return DatasetBatches(
+            count_batches(uses, self.batch_size), one.probability, one.start_step, one.end_step
         )
 
-    def _groups(self) -> list[tuple[TrainingSet, list[CachedSample]]]:
-        """Samples that may share a batch."""
-        groups: dict[tuple[str, Bucket], tuple[TrainingSet, list[CachedSample]]] = {}
-        for one in self.sets:
-            for sample in one.samples:
-                groups.setdefault((one.dataset_id, sample.bucket), (one, []))[1].append(sample)
-        return list(groups.values())
+    def _share(self, number: int, epoch: int, order: random.Random) -> list[_Uses]:
+        """Take a set's batches of one epoch, counted from the first that uses it.
 
-    def _shuffled_batches(
-        self, one: TrainingSet, samples: list[CachedSample], order: random.Random
-    ) -> list[tuple[CachedSample, ...]]:
-        """Cut one pass after the other over the group, each shuffled on its own, into batches."""
-        uses: list[CachedSample] = []
-        for _ in range(one.uses_per_epoch):
-            order.shuffle(samples)
-            uses += samples
-        starts = range(0, len(uses), self.batch_size)
-        return [tuple(uses[start : start + self.batch_size]) for start in starts]
+        Where that is not all of them, the epochs take one stretch after the other of an endless row of
+        passes, so that every batch comes before any comes again.
+        """
+        share = self.plan.datasets[number]
+        if share.per_epoch == share.batches:
+            return self._pass(number, epoch, order)
+        first_pass, skipped = divmod(epoch * share.per_epoch, share.batches)
+        last_pass = ((epoch + 1) * share.per_epoch - 1) // share.batches
+        row: list[_Uses] = []
+        for pass_number in range(first_pass, last_pass + 1):
+            own_order = random.Random(f"pass/{self.seed}/{self.sets[number].dataset_id}/{pass_number}")
+            batches = self._pass(number, pass_number, own_order)
+            own_order.shuffle(batches)
+            row += batches
+        return row[skipped : skipped + share.per_epoch]
+
+    def _pass(self, number: int, pass_number: int, order: random.Random) -> list[_Uses]:
+        """Cut the uses of every bucket, each turn of them shuffled on its own, into batches."""
+        uses_per_epoch, size = self.sets[number].uses_per_epoch, self.batch_size
+        batches: list[_Uses] = []
+        for bucket in self._buckets[number]:
+            turn = list(bucket)
+            samples: list[CachedSample] = []
+            paths: list[Path] = []
+            for use in range(pass_number * uses_per_epoch, (pass_number + 1) * uses_per_epoch):
+                order.shuffle(turn)
+                samples += turn
+                paths += [self._window(sample, use) for sample in turn]
+            batches += [
+                _Uses(tuple(samples[start : start + size]), tuple(paths[start : start + size]))
+                for start in range(0, len(samples), size)
+            ]
+        return batches
+
+    def _window(self, sample: CachedSample, use: int) -> Path:
+        """Take a clip's windows in turn; each clip begins with another."""
+        windows = sample.latents_paths
+        if len(windows) == 1:
+            return windows[0]
+        # Not Python's own hash, which differs from process to process.
+        first = zlib.crc32(f"{self.seed}/{sample.clip_id}".encode("utf-8", "surrogatepass"))
+        return windows[(first + use) % len(windows)]
+
+    def _tasks(self, one: TrainingSet, epoch: int, batches: int) -> list[int]:
+        """Give every batch of a set's epoch a task; what rounding takes from one, other epochs give it."""
+        if len(one.tasks) == 1:
+            return [one.tasks[0].num_cond_latents] * batches
+        first_turn = random.Random(f"turn/{self.seed}/{one.dataset_id}").random()
+        turn = (first_turn + epoch * GOLDEN_RATIO) % 1
+        counts = shared_out(batches, [task.share for task in one.tasks], turn=turn)
+        tasks = [
+            task.num_cond_latents for task, count in zip(one.tasks, counts, strict=True) for _ in range(count)
+        ]
+        random.Random(f"tasks/{self.seed}/{one.dataset_id}/{epoch}").shuffle(tasks)
+        return tasks
 
     def _chosen_text(self, sample: CachedSample, captions: random.Random) -> Path:
         chosen = captions.choice(sample.text_paths)
         return self.empty_text if captions.random() < self.caption_dropout else chosen
 
 
-def load_batch(plan: BatchPlan) -> Batch:
-    """Read one batch; latents and text keep the dtype of the cache, half the bytes to move to a device.
-
-    Raises:
-        DataError: a cache file is missing, damaged, or not of its bucket's size.
-    """
-    texts = [read_text(path).padded() for path in plan.text_paths]
-    return Batch(
-        latents_BCTHW=torch.stack(
-            [
-                _clean_latents(sample, path, plan.num_cond_latents)
-                for sample, path in zip(plan.samples, plan.latents_paths, strict=True)
-            ]
-        ),
-        text_BLD=torch.stack([text_LD for text_LD, _ in texts]),
-        mask_BL=torch.stack([mask_L for _, mask_L in texts]),
-        num_cond_latents=plan.num_cond_latents,
-        clip_ids=tuple(sample.clip_id for sample in plan.samples),
-    )
-
-
-def step_batches(
-    sampler: BucketSampler, *, start: Cursor, accumulation: int, pin_memory: bool
-) -> Generator[StepBatches, None, None]:
-    """Load the batches of one optimizer step after the other, endlessly, one step ahead in the background.
-
-    A step's batches are loaded together: a clip of 93 frames at 832x480 is 5 MB of latents and 4 MB of text.
-    Close the generator to end its thread.
-
-    Args:
-        sampler: gives the order.
-        start: where a resumed run goes on; one beyond its epoch's end goes on with the next.
-        accumulation: batches per step; no step reaches over the end of an epoch.
-        pin_memory: page-lock the tensors, for faster copies to CUDA.
-
-    Raises:
-        DataError: as `load_batch`, from the step that the batch belongs to.
-    """
-
-    def load(planned: tuple[list[BatchPlan], int, Cursor]) -> StepBatches:
-        plans, epoch, cursor = planned
-        batches = (load_batch(plan) for plan in plans)
-        return StepBatches(tuple(_pinned(b) if pin_memory else b for b in batches), epoch, cursor)
-
-    return mapped_ahead(load, _planned_steps(sampler, start, accumulation))
-
-
-def _planned_steps(
-    sampler: BucketSampler, start: Cursor, accumulation: int
-) -> Iterator[tuple[list[BatchPlan], int, Cursor]]:
-    first = start.batch
-    for epoch in count(start.epoch):
-        plans = sampler.epoch(epoch)
-        for begin in range(first, len(plans), accumulation):
-            end = begin + accumulation
-            cursor = Cursor(epoch, end) if end < len(plans) else Cursor(epoch + 1, 0)
-            yield plans[begin:end], epoch, cursor
-        first = 0
-
-
-def _clean_latents(sample: CachedSample, path: Path, num_cond_latents: int) -> Tensor:
-    """Read latents_CTHW, with the conditioning image in the first frame where the sample has one."""
-    latents_CTHW = _read_sized(path, sample.bucket)
-    if num_cond_latents != 1 or sample.cond_latents_path is None:
-        return latents_CTHW
-    image_C1HW = _read_sized(sample.cond_latents_path, replace(sample.bucket, num_frames=1))
-    return torch.cat([image_C1HW, latents_CTHW[:, 1:]], dim=1)
-
-
-def _read_sized(path: Path, bucket: Bucket) -> Tensor:
-    latents_CTHW = read_latents(path)
-    if tuple(latents_CTHW.shape[1:]) != bucket.latent_shape:
-        raise DataError(
-            f"cache file {path} holds latents of shape {tuple(latents_CTHW.shape)}, but bucket {bucket.name} "
-            f"needs (channels, {', '.join(map(str, bucket.latent_shape))}); "
-            "delete it and run `longcat-tune cache-latents` again"
-        )
-    return latents_CTHW
-
-
-def _pinned(batch: Batch) -> Batch:
-    return replace(
-        batch,
-        latents_BCTHW=batch.latents_BCTHW.pin_memory(),
-        text_BLD=batch.text_BLD.pin_memory(),
-        mask_BL=batch.mask_BL.pin_memory(),
-    )
+def _by_bucket(samples: Iterable[CachedSample]) -> list[list[CachedSample]]:
+    """Samples that may share a batch."""
+    buckets: dict[Bucket, list[CachedSample]] = {}
+    for sample in samples:
+        buckets.setdefault(sample.bucket, []).append(sample)
+    return list(buckets.values())

@@ -14,7 +14,9 @@ from torch import Generator
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
 from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
 from longcat_tune.config.run import RunConfig, require_training_length
-from longcat_tune.data.sampler import BucketSampler, Cursor, step_batches
+from longcat_tune.data.batches import step_batches
+from longcat_tune.data.epochs import Cursor
+from longcat_tune.data.sampler import BucketSampler
 from longcat_tune.errors import InterruptedRunError, UserError
 from longcat_tune.files import require_writable, write_json_atomically
 from longcat_tune.log import Bar, progress
@@ -127,20 +129,21 @@ def _train(
     training = config.training
     model = model_with_lora(config, checkpoint.transformer, device=device)
     optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    identity = fingerprint(config, cached.training)
-    start = LoopState()
-    if resume_from is not None:
-        start = resume(resume_from, model, optimizer, now=identity)
-        events.write("resume", step=start.step, folder=resume_from.name)
-    if start.step >= plan.max_steps:
-        logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
     sampler = BucketSampler(
         cached.training,
         cached.empty_text,
         batch_size=training.train_batch_size,
         seed=training.seed,
         caption_dropout=config.data.caption_dropout_probability,
+        accumulation=training.gradient_accumulation_steps,
     )
+    identity = fingerprint(config, cached.training)
+    start = LoopState()
+    if resume_from is not None:
+        start = resume(resume_from, model, optimizer, now=identity, cursor_at=sampler.plan.cursor_at)
+        events.write("resume", step=start.step, folder=resume_from.name)
+    if start.step >= plan.max_steps:
+        logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
     parts = LoopParts(
         model=model,
         optimizer=optimizer,
@@ -158,7 +161,6 @@ def _train(
     groups = step_batches(
         sampler,
         start=Cursor(*start.cursor) if start.cursor else Cursor(0, 0),
-        accumulation=training.gradient_accumulation_steps,
         pin_memory=device.type == "cuda",
     )
     with progress("Training", plan.max_steps, done=start.step) as bar, closing(groups):

@@ -24,6 +24,24 @@ def test_the_next_item_is_made_while_the_consumer_works_and_no_more():
     results.close()
 
 
+def test_several_workers_work_at_once_and_keep_the_order():
+    together = threading.Barrier(3, timeout=5)
+
+    def slow_first(n: int) -> int:
+        if n < 3:
+            together.wait()
+        if n == 0:
+            made_later.wait(5)
+        if n == 2:
+            made_later.set()
+        return n
+
+    made_later = threading.Event()
+    results = mapped_ahead(slow_first, itertools.count(), workers=3, ahead=4)
+    assert list(itertools.islice(results, 6)) == [0, 1, 2, 3, 4, 5]
+    results.close()
+
+
 def test_an_error_comes_where_its_result_would_have():
     def fail_at_two(n: int) -> int:
         if n == 2:
@@ -36,9 +54,12 @@ def test_an_error_comes_where_its_result_would_have():
         next(results)
 
 
-def test_closing_an_endless_one_ends_its_thread():
-    results = mapped_ahead(lambda n: threading.current_thread(), itertools.count(), ahead=2)
-    thread = next(results)
-    assert thread is not threading.current_thread()
+@pytest.mark.parametrize("workers", [1, 3])
+def test_closing_an_endless_one_ends_its_threads(workers):
+    results = mapped_ahead(
+        lambda n: threading.current_thread(), itertools.count(), workers=workers, ahead=workers
+    )
+    threads = set(itertools.islice(results, 20))
+    assert threading.current_thread() not in threads
     results.close()
-    assert not thread.is_alive()
+    assert not any(thread.is_alive() for thread in threads)

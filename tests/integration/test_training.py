@@ -142,15 +142,16 @@ def test_ten_steps_resumed_for_ten_more_equal_twenty_to_the_bit(tmp_path: Path) 
     assert losses[0] == losses[1]
 
 
-def test_changed_clips_start_the_epoch_again(tmp_path: Path, caplog) -> None:
+def test_changed_clips_go_on_at_the_same_step_of_the_new_order(tmp_path: Path, caplog) -> None:
     clips = make_clips(tmp_path / "clips", count=3)
     train(make_run(tmp_path, [video_entry(clips)], max_train_steps=2), config_dir=tmp_path)
     config = make_run(tmp_path, [video_entry(clips, repeats=1)], max_train_steps=3)
     with caplog.at_level("INFO"):
         train(config, config_dir=tmp_path)
-    assert "The clips or their order changed since: epoch 0 starts again" in caplog.messages
+    told = "The clips or their order changed since: going on with step 3 of the new order, in epoch 0"
+    assert told in caplog.messages
     state = json.loads((config.output.output_dir / "checkpoint-000003" / "training_state.json").read_text())
-    assert state["state"]["cursor"] == [0, 1]
+    assert state["state"]["cursor"] == [0, 3]
 
 
 def test_a_run_that_fails_ends_its_events(tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from longcat_tune.checkpoint.lora_file import LORA_FILE
 from longcat_tune.checkpoint.run_state import STATE_FILE
 from longcat_tune.errors import ConfigError, DataError, UserError
+from longcat_tune.runs.resume import EPOCH_ORDER, fingerprint
 from longcat_tune.runs.train import train
+from longcat_tune.types import Bucket, CachedSample, Task, TrainingSet
 from tests.builders import make_clips, make_run, video_entry
 
 
@@ -79,3 +82,53 @@ def test_a_target_that_matches_nothing_is_told_before_anything_is_encoded(tmp_pa
     with pytest.raises(ConfigError, match="lora_target"):
         run(tmp_path, make_clips(tmp_path / "clips", 1), lora_target=["nothing"])
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+CLIPS = tuple(
+    CachedSample(f"d/{name}.mp4", Bucket(64, 64, 9), (Path("a"), Path("b")), None, (Path("text"),))
+    for name in ("one", "two", "three\nand\udcff")
+)
+SET = TrainingSet("d", CLIPS, uses_per_epoch=2, tasks=(Task(0, 0.5), Task(1, 0.5)))
+
+
+def order_hash(folder: Path, *sets: TrainingSet, **keys: Any) -> object:
+    return fingerprint(make_run(folder, [video_entry(folder)], **keys), sets)[EPOCH_ORDER]
+
+
+def test_the_hash_of_the_order_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    assert order_hash(tmp_path, SET) == "3eafdc54c5469212c42f31ef5b3a817b"
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [replace(SET, dataset_id="e")],
+        [replace(SET, uses_per_epoch=1)],
+        [replace(SET, probability=0.5)],
+        [replace(SET, start_step=2)],
+        [replace(SET, end_step=9)],
+        [replace(SET, tasks=(Task(0, 0.5), Task(4, 0.5)))],
+        [replace(SET, tasks=(Task(0, 0.6), Task(1, 0.4)))],
+        [replace(SET, samples=CLIPS[:2])],
+        [replace(SET, samples=CLIPS[::-1])],
+        [replace(SET, samples=(*CLIPS[:2], replace(CLIPS[2], clip_id="d/other.mp4")))],
+        [replace(SET, samples=(*CLIPS[:2], replace(CLIPS[2], bucket=Bucket(64, 128, 9))))],
+        [replace(SET, samples=(*CLIPS[:2], replace(CLIPS[2], latents_paths=(Path("a"),))))],
+        [SET, replace(SET, dataset_id="e")],
+        [replace(SET, samples=CLIPS[:1]), replace(SET, samples=CLIPS[1:])],
+        [],
+    ],
+)
+def test_whatever_decides_the_order_is_in_its_hash(tmp_path: Path, sets: list[TrainingSet]) -> None:
+    assert order_hash(tmp_path, *sets) != order_hash(tmp_path, SET)
+
+
+@pytest.mark.parametrize("keys", [{"train_batch_size": 2}, {"gradient_accumulation_steps": 2}, {"seed": 43}])
+def test_so_are_the_run_s_own_keys(tmp_path: Path, keys: dict[str, int]) -> None:
+    assert order_hash(tmp_path, SET, **keys) != order_hash(tmp_path, SET)
+
+
+def test_where_the_caches_lie_and_what_they_hold_is_not(tmp_path: Path) -> None:
+    moved = [replace(clip, latents_paths=(Path("c"), Path("d")), text_paths=(Path("e"),)) for clip in CLIPS]
+    other = order_hash(tmp_path, replace(SET, samples=tuple(moved)), learning_rate=1.0)
+    assert other == order_hash(tmp_path, SET)

@@ -151,11 +151,11 @@ def _footage(entry: DatasetEntry, files: Sequence[FileClips], framerate: float) 
         selection = entry.video.clip_selection
         missed = sum(frames for frames, _ in unused)
         worst = nlargest(NAMED, unused, key=lambda pair: pair[0])
-        named = ", ".join(f"{name} ({frames / framerate:.1f} s)" for frames, name in worst)
+        named = ", ".join(f"{name} ({frames / framerate:.2f} s)" for frames, name in worst)
         where = "after the last whole window" if selection == "all" else "outside the windows"
         fact = (
-            f"footage {where} (video.clip_selection {selection}): {missed / framerate:.1f} s, "
-            f"{missed / total:.1%}, of {len(unused)} files, most {named}"
+            f"footage {where} (video.clip_selection {selection}): {missed / framerate:.2f} s "
+            f"({missed / total:.1%}) in {len(unused)} of {len(files)} files, most {named}"
         )
         yield fact, _more_footage(entry, worst[0][0], more_fit=more_fit and selection != "all")
 

@@ -6,7 +6,7 @@ Knows neither file; config.load drives it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from longcat_tune.config.foreign import ForeignKeys
 from longcat_tune.config.problems import located, nearest, not_available_yet, raise_all, translate
-from longcat_tune.config.schema import Section
+from longcat_tune.config.schema import Section, section_of
 from longcat_tune.errors import ConfigError, NotAvailableYetError
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,11 @@ def validate(
         default_where: for rules between keys.
         findings: takes what is wrong.
     """
-    numbers_as_bool = [
-        key for key, value in given.items() if isinstance(value, bool) and _is_number(model.model_fields[key])
-    ]
-    for key in numbers_as_bool:
-        findings.add(
-            f"{located(where.get(key, default_where), key, given[key])} must be a number; correct it"
-        )
-    sound = {key: value for key, value in given.items() if key not in numbers_as_bool}
+    sound = dict(given)
+    for key, value in _numbers_as_bool(model, given):
+        top = key.partition(".")[0]
+        findings.add(f"{located(where.get(top, default_where), key, value)} must be a number; correct it")
+        sound.pop(top, None)
     try:
         section = model.model_validate(sound)
     except ValidationError as error:
@@ -124,8 +121,18 @@ def validate(
     return section
 
 
+def _numbers_as_bool(model: type[Section], given: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Dotted keys of numbers that are given as true or false, which pydantic would take for 1 and 0."""
+    for key, value in given.items():
+        field = model.model_fields[key]
+        nested = section_of(field)
+        if nested is not None and isinstance(value, dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in _numbers_as_bool(nested, value))
+        elif isinstance(value, bool) and _is_number(field):
+            yield key, value
+
+
 def _is_number(field: FieldInfo) -> bool:
-    """Whether a field is a number; pydantic would take true for 1 there."""
     return not {int, float}.isdisjoint({field.annotation, *get_args(field.annotation)})
 
 

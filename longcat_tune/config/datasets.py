@@ -304,13 +304,17 @@ class DatasetEntry(Section):
                 f"caption_table has no effect with caption_strategy {strategy or 'null'}; set "
                 "caption_strategy to parquet, csv or jsonl, or remove it"
             )
+        if self.caption_shuffle is not None and strategy is None:
+            raise ValueError(
+                "caption_shuffle has no effect with caption_strategy null; set caption_strategy, or remove it"
+            )
         return self
 
     @model_validator(mode="after")
     def _tasks_fit_together(self) -> Self:
         mix, given_frames = self.task_mix, self.video.continuation_frames
         if mix is not None and not any(mix.values()):
-            raise ValueError("task_mix must give at least one task a share above 0; raise one or remove it")
+            raise ValueError("task_mix must give some task a share above 0; raise one or remove it")
         continues = mix is not None and mix.get("continuation", 0) > 0
         if continues and given_frames is None:
             raise ValueError(

@@ -207,7 +207,7 @@ DATASET_KEYS = ForeignKeys(
             harmless=("reference_strict", "reference_loose", "i2v_first_frame"),
         ),
         "caption_filter_list": Consequence("edit the captions"),
-        "csv_file": Consequence("put it as path inside caption_table"),
+        "csv_file": Consequence('set caption_table to {"path": ...} with caption_strategy csv'),
         "csv_caption_column": Consequence("put it as caption_column inside caption_table"),
         "num_frames": Consequence("put it inside video"),
         "bucket_strategy": Consequence("put it inside video"),
@@ -215,4 +215,9 @@ DATASET_KEYS = ForeignKeys(
     },
 )
 
-VIDEO_KEYS = ForeignKeys()
+NESTED_KEYS: Mapping[str, ForeignKeys] = {
+    "video": ForeignKeys(),
+    "caption_table": ForeignKeys(names_file="foreign_caption_table_keys.txt"),
+    "caption_shuffle": ForeignKeys(),
+}
+"""For each object inside an entry of the data file, what else it may hold."""

@@ -1,6 +1,6 @@
 """Reads the two files and the command line into RunConfig and DatasetEntry; all problems are told together.
 
-Touches the disk only to read those files and to see which of two folders a relative path is in.
+Touches the disk only to read those files and to see which folder a relative path is in.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from longcat_tune.config.checking import Findings, drop_nulls, sort_keys, validate
-from longcat_tune.config.datasets import DatasetEntry, VideoOptions
-from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, VIDEO_KEYS
+from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, NESTED_KEYS
 from longcat_tune.config.jsonc import read_jsonc
 from longcat_tune.config.problems import COMMAND_LINE
 from longcat_tune.config.run import RunConfig, keys, sections
-from longcat_tune.config.schema import FromRun
+from longcat_tune.config.schema import FromRun, section_of
 from longcat_tune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 EXAMPLE_ENTRY = '{"id": "clips", "dataset_type": "video", "instance_data_dir": "clips"}'
+
+ONE_STRATEGY_ONLY = {"instance_prompt": "instanceprompt", "disable_multiline_split": "textfile"}
+"""Keys of an entry that only one caption_strategy reads."""
 
 
 def load_run_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
@@ -116,41 +119,54 @@ def _entry(
     values = sort_keys(
         raw, known=DatasetEntry.model_fields, foreign=DATASET_KEYS, where=where, findings=findings
     )
-    video = values.get("video")
-    if isinstance(video, dict):
-        values |= _sorted_video(video, values, where=where, findings=findings)
+    for key in NESTED_KEYS:
+        if isinstance(values.get(key), dict):
+            values |= _sorted_object(key, values, where=where, findings=findings)
     captions = "caption_strategy" in values
     values = drop_nulls(values)
-    if values.get("dataset_type") == "conditioning" or (captions and "caption_strategy" not in values):
+    without_captions = values.get("dataset_type") in {"conditioning", "text_embeds"}
+    if without_captions or (captions and "caption_strategy" not in values):
         values["caption_strategy"] = None
     inherited = config.data.model_dump()
     for key, definition in DatasetEntry.model_fields.items():
         if any(isinstance(mark, FromRun) for mark in definition.metadata):
             values.setdefault(key, inherited[key])
     entry = validate(DatasetEntry, values, where={}, default_where=where, findings=findings)
-    return _with_paths(entry, config=config, data_dir=path.parent) if entry is not None else None
+    if entry is None:
+        return None
+    for key, strategy in ONE_STRATEGY_ONLY.items():
+        if values.get(key) and entry.caption_strategy != strategy:
+            chosen = entry.caption_strategy or "null"
+            logger.warning("%s: %s has no effect with caption_strategy %s", where, key, chosen)
+    return _with_paths(entry, config=config, data_dir=path.parent)
 
 
-def _sorted_video(
-    video: Mapping[str, Any], values: Mapping[str, Any], *, where: str, findings: Findings
-) -> dict[str, Any]:
-    """The video object without is_i2v, which belongs to the entry."""
-    known = {**VideoOptions.model_fields, "is_i2v": None}
-    own = sort_keys(video, known=known, foreign=VIDEO_KEYS, where=f"{where}: video", findings=findings)
+def _sorted_object(key: str, values: Mapping[str, Any], *, where: str, findings: Findings) -> dict[str, Any]:
+    """The object under a key of an entry, with our keys only; is_i2v moves up, it belongs to the entry."""
+    section = section_of(DatasetEntry.model_fields[key])
+    assert section is not None
+    known = section.model_fields if key != "video" else {**section.model_fields, "is_i2v": None}
+    inside = f"{where}: {key}"
+    own = sort_keys(values[key], known=known, foreign=NESTED_KEYS[key], where=inside, findings=findings)
     own = drop_nulls(own)
     if "is_i2v" not in own:
-        return {"video": own}
+        return {key: own}
     is_i2v = own.pop("is_i2v")
     if values.get("is_i2v", is_i2v) != is_i2v:
         findings.add(f"{where}: is_i2v differs between the entry and its video object; keep one")
-    return {"video": own, "is_i2v": is_i2v}
+    return {key: own, "is_i2v": is_i2v}
 
 
 def _with_paths(entry: DatasetEntry, *, config: RunConfig, data_dir: Path) -> DatasetEntry:
     beside = data_dir / entry.instance_data_dir
-    update: dict[str, Any] = {"instance_data_dir": beside if beside.is_dir() else entry.instance_data_dir}
+    folder = beside if beside.is_dir() else entry.instance_data_dir
+    update: dict[str, Any] = {"instance_data_dir": folder}
     if entry.cache_dir_vae is None:
         update["cache_dir_vae"] = config.output.output_dir / "cache" / "vae" / entry.id
+    if (table := entry.caption_table) is not None:
+        places = (folder / table.path, data_dir / table.path)
+        path = next((place for place in places if place.is_file()), table.path)
+        update["caption_table"] = table.model_copy(update={"path": path})
     return entry.model_copy(update=update)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from longcat_tune.config.schema import Instead, Later, Section
+from longcat_tune.config.schema import Instead, Later, Section, section_of
 from longcat_tune.errors import ConfigError, NotAvailableYetError
 
 COMMAND_LINE = "command line"
@@ -111,16 +111,22 @@ def _field(model: type[Section], location: tuple[int | str, ...]) -> tuple[str, 
         return "", None
     name = str(location[0])
     field = model.model_fields.get(name)
-    nested = field.annotation if field is not None else None
-    if len(location) > 1 and isinstance(nested, type) and issubclass(nested, Section):
+    nested = section_of(field) if field is not None else None
+    if len(location) > 1 and nested is not None:
         inner, inner_field = _field(nested, location[1:])
         return f"{name}.{inner}", inner_field
+    if len(location) == 2 and field is not None and _is_mapping(field):
+        return f"{name}.{location[1]}", field
     return name, field
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return any(get_origin(kind) is dict for kind in (field.annotation, *get_args(field.annotation)))
 
 
 def _sentence(details: ErrorDetails, key: str, field: FieldInfo | None, where: str) -> str:
     context = details.get("ctx", {})
-    if details["type"] == "value_error" and (field is None or _is_section(field)):
+    if details["type"] == "value_error" and (field is None or section_of(field)):
         return f"{where}: {context['error']}"
     if details["type"] == "missing":
         return f"{where}: {key} is missing; add it"
@@ -131,10 +137,6 @@ def _sentence(details: ErrorDetails, key: str, field: FieldInfo | None, where: s
         return f"{subject} {_choice(details, field)}"
     rule = str(context["error"]) if details["type"] == "value_error" else _rule(details)
     return f"{subject} {rule}" if ";" in rule else f"{subject} {rule}; {_default_remedy(field)}"
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
 
 def _rule(details: ErrorDetails) -> str:

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, no infinities; built on first use: help is quick."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+def section_of(definition: FieldInfo) -> type[Section] | None:
+    """The section that a key holds, which may also be null; None for a plain value."""
+    kinds = (definition.annotation, *get_args(definition.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 @dataclass(frozen=True, slots=True)

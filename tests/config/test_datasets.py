@@ -1,5 +1,4 @@
-"""multidatabackend.json: inherited defaults, found folders, entries that fit together, and every mistake's "
-"message."""
+"""multidatabackend.json: inherited defaults, found folders, entries that fit together, and all messages."""
 
 from __future__ import annotations
 
@@ -8,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from longcat_tune.config.datasets import DatasetEntry
-from longcat_tune.config.foreign import DATASET_KEYS
+from longcat_tune.config.datasets import CaptionTable, DatasetEntry
+from longcat_tune.config.foreign import DATASET_KEYS, NESTED_KEYS
 from longcat_tune.config.load import load_datasets
 from longcat_tune.config.run import RunConfig
+from longcat_tune.config.schema import section_of
 from longcat_tune.errors import ConfigError
 from tests.config.helpers import clips, datasets_message, datasets_of
 
@@ -96,96 +96,8 @@ def test_keys_without_meaning_and_unused_images_are_warned_of(tmp_path, caplog):
 
 def test_foreign_keys_and_ours_do_not_overlap():
     assert DATASET_KEYS.names() & DatasetEntry.model_fields.keys() == set()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"id": "my clips"},
-            (
-                "my clips: id (my clips) may hold letters, digits, '.', '_' and '-' only, not '.' or '-' "
-                "first; use my_clips"
-            ),
-        ),
-        (
-            {"id": ".."},
-            "..: id (..) may hold letters, digits, '.', '_' and '-' only, not '.' or '-' first; use clips",
-        ),
-        ({"type": "aws"}, "clips: type (aws) must be local; use local"),
-        (
-            {"dataset_type": "audio"},
-            (
-                "clips: dataset_type (audio) must be one of video, image, conditioning, eval, "
-                "text_embeds; remove it for the default, video"
-            ),
-        ),
-        (
-            {"instance_data_dir": None},
-            "clips: instance_data_dir is missing; set it to the folder of the files",
-        ),
-        ({"resolutoin": 480}, "clips: resolutoin (480) is not a known key; did you mean resolution?"),
-        ({"video": {"num_frames": 50}}, "clips: video.num_frames (50) must be 4k + 1; use 49 or 53"),
-        ({"video": {"frames": 49}}, "clips: video: frames (49) is not a known key; did you mean num_frames?"),
-        ({"video": 93}, "clips: video (93) must be an object in braces; remove it for the default, {}"),
-        (
-            {"video": {"min_frames": 9, "max_frames": 5}},
-            (
-                "clips: video.max_frames (5) must not be below video.min_frames (9); raise one or lower "
-                "the other"
-            ),
-        ),
-        ({"repeats": -1}, "clips: repeats (-1) must be at least 0; remove it for the default, 0"),
-        (
-            {"caption_strategy": "instanceprompt"},
-            (
-                "clips: instance_prompt (null) must be set with caption_strategy instanceprompt; write "
-                "the caption of every clip there"
-            ),
-        ),
-        (
-            {"minimum_aspect_ratio": 2, "maximum_aspect_ratio": 1},
-            "clips: minimum_aspect_ratio (2) must not be above maximum_aspect_ratio (1); swap them",
-        ),
-        (
-            {"conditioning_data": ["images"]},
-            "clips: conditioning_data (images) is the id of no enabled entry; the ids are clips",
-        ),
-        (
-            {"is_i2v": False, "video": {"is_i2v": True}},
-            "clips: is_i2v differs between the entry and its video object; keep one",
-        ),
-        ({"num_frames": 49}, "clips: num_frames (49) does not exist here; put it inside video"),
-        ({"end_epoch": 3}, "clips: end_epoch (3) does not exist here; use start_step and end_step"),
-        (
-            {"probability": 0.5},
-            "clips: probability (0.5): not available yet: the dataset stage adds it; remove it or set 1",
-        ),
-        (
-            {"crop_style": "random"},
-            (
-                "clips: crop_style (random): not available yet: the dataset stage adds it; remove it or "
-                "set center"
-            ),
-        ),
-        (
-            {"video": {"clip_selection": "all"}},
-            (
-                "clips: video.clip_selection (all): not available yet: the dataset stage adds it; remove "
-                "it or set start"
-            ),
-        ),
-        (
-            {"caption_strategy": "csv"},
-            (
-                "clips: caption_strategy (csv): not available yet: caption tables come with the dataset "
-                "stage; remove it or set textfile"
-            ),
-        ),
-    ],
-)
-def test_a_mistake_names_entry_key_value_rule_and_remedy(tmp_path, change, message):
-    assert datasets_message(tmp_path, [clips(**change)]) == f"DIR/data.json: {message}"
+    for key, foreign in NESTED_KEYS.items():
+        assert foreign.names() & section_of(DatasetEntry.model_fields[key]).model_fields.keys() == set()
 
 
 def test_an_entry_without_id_is_counted(tmp_path):
@@ -222,6 +134,47 @@ def test_one_folder_of_text_features_is_enough(tmp_path):
     assert datasets_message(tmp_path, [clips(), {"id": "a", **text}, {"id": "b", **text}]) == (
         "DIR/data.json: dataset_type (text_embeds) may be given once; remove the other entries"
     )
+
+
+def test_a_table_is_found_in_the_clips_folder_beside_the_data_file_or_in_the_working_folder(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "first.csv").touch()
+    (tmp_path / "first.csv").touch()
+    (tmp_path / "second.csv").touch()
+    for name, found in (
+        ("first.csv", tmp_path / "here" / "first.csv"),
+        ("second.csv", tmp_path / "second.csv"),
+        ("third.csv", Path("third.csv")),
+        (str(tmp_path / "second.csv"), tmp_path / "second.csv"),
+    ):
+        entry = clips(instance_data_dir="here", caption_strategy="csv", caption_table={"path": name})
+        assert datasets_of(tmp_path, [entry])[0].caption_table.path == found
+
+
+def test_a_table_may_stand_under_the_name_of_its_format(tmp_path, caplog):
+    table = {"path": "/t.parquet", "caption-column": "text", "width_column": "w", "fps_column": "fps"}
+    [entry] = datasets_of(tmp_path, [clips(caption_strategy="parquet", parquet=table)])
+    assert entry.caption_table == CaptionTable(path=Path("/t.parquet"), caption_column="text")
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "SimpleTuner keys that have no meaning here had no effect: fps_column, width_column"
+    ]
+
+
+def test_entries_without_captions_need_no_table(tmp_path):
+    table = clips(caption_table={"path": "captions.csv"})
+    images = {"id": "images", "dataset_type": "conditioning", "instance_data_dir": "/data/images"}
+    text = {"id": "text", "dataset_type": "text_embeds", "cache_dir": "/cache/text"}
+    entries = datasets_of(tmp_path, [table, images, text], caption_strategy="csv")
+    assert [entry.caption_strategy for entry in entries] == ["csv", None, None]
+
+
+def test_keys_of_another_caption_strategy_are_warned_of(tmp_path, caplog):
+    entry = clips(instance_prompt="a cat", disable_multiline_split=True, caption_strategy="filename")
+    datasets_of(tmp_path, [entry])
+    assert [message.replace(str(tmp_path), "DIR") for message in caplog.messages] == [
+        "DIR/data.json: clips: instance_prompt has no effect with caption_strategy filename",
+        "DIR/data.json: clips: disable_multiline_split has no effect with caption_strategy filename",
+    ]
 
 
 def test_a_file_without_entries_is_told(tmp_path):

@@ -217,11 +217,6 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
             ["peft", "official"],
             "other LoRA files come with the training stage; remove it or set peft",
         ),
-        (
-            "caption_strategy",
-            "parquet",
-            "caption tables come with the dataset stage; remove it or set textfile",
-        ),
         ("eval_steps_interval", 50, "evaluation comes with the training stage; remove it or set null"),
     ],
 )

@@ -58,7 +58,7 @@ class StepBatches:
 def plan_steps(sampler: BucketSampler, start: Cursor) -> Generator[StepPlan, None, None]:
     """Plan one optimizer step after the other, until the last dataset's last step if there is one.
 
-    The next epoch is planned in the background while this one is used: 100,000 clips take most of a second.
+    The next epoch is put in order in the background while this one is used.
     Close the generator to end its thread.
 
     Args:
@@ -68,12 +68,13 @@ def plan_steps(sampler: BucketSampler, start: Cursor) -> Generator[StepPlan, Non
     num_epochs, accumulation = sampler.plan.num_epochs, sampler.plan.accumulation
     numbers = count(start.epoch) if num_epochs is None else range(start.epoch, num_epochs)
     first = start.batch
-    with closing(mapped_ahead(lambda epoch: (epoch, sampler.epoch(epoch)), numbers)) as epochs:
-        for epoch, plans in epochs:
-            for begin in range(first, len(plans), accumulation):
-                end = begin + accumulation
-                cursor = Cursor(epoch, end) if end < len(plans) else Cursor(epoch + 1, 0)
-                yield StepPlan(tuple(plans[begin:end]), epoch, cursor)
+    with closing(mapped_ahead(sampler.epoch, numbers)) as orders:
+        for order in orders:
+            for begin in range(first, len(order), accumulation):
+                end = min(begin + accumulation, len(order))
+                cursor = Cursor(order.epoch, end) if end < len(order) else Cursor(order.epoch + 1, 0)
+                plans = tuple(sampler.batch(order, place) for place in range(begin, end))
+                yield StepPlan(plans, order.epoch, cursor)
             first = 0
 
 

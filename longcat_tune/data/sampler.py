@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
 
 from longcat_tune.data.epochs import DatasetBatches, EpochPlan, shared_out
 from longcat_tune.errors import DataError
@@ -40,11 +39,30 @@ class BatchPlan:
     num_cond_latents: int
 
 
-class _Uses(NamedTuple):
-    """The clips of one batch, each with the window that it is used with."""
+@dataclass(frozen=True, slots=True)
+class EpochOrder:
+    """The batches of one epoch in the order of one process, from which `BucketSampler.batch` makes plans.
 
-    samples: tuple[CachedSample, ...]
-    latents_paths: tuple[Path, ...]
+    It is a few long lists, because Python's garbage collection takes a second for 100,000 small objects.
+
+    Attributes:
+        epoch: from 0.
+        samples: the clip of every use; those of one batch lie side by side.
+        uses: how often each of them was used before, in this epoch and earlier ones.
+        ends: where each batch ends in both, the batches numbered from 0.
+        tasks: clean leading latent frames, by the number of the batch.
+        turns: numbers of the batches that this process takes, in order.
+    """
+
+    epoch: int
+    samples: list[CachedSample]
+    uses: list[int]
+    ends: list[int]
+    tasks: dict[int, int]
+    turns: list[int]
+
+    def __len__(self) -> int:
+        return len(self.turns)
 
 
 def count_batches(uses: Iterable[int], batch_size: int) -> int:
@@ -103,29 +121,40 @@ class BucketSampler:
             [self._batches(number) for number in range(len(sets))], accumulation, world_size
         )
 
-    def epoch(self, epoch: int) -> list[BatchPlan]:
-        """Plan the batches of this process for one epoch."""
+    def epoch(self, epoch: int) -> EpochOrder:
+        """Put the batches of one epoch in order."""
         place = self.plan.locate(epoch)
-        # Generators of their own for captions and tasks, so that changing those leaves the order as it is. A
-        # text seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
+        made = EpochOrder(epoch, [], [], [], {}, [])
+        # A text seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
         order = random.Random(f"order/{self.seed}/{epoch}")
-        batches: list[tuple[_Uses, int]] = []
+        batches: list[int] = []
         for number in place.phase.active:
             own_epoch = epoch - self.plan.first_epoch(number)
-            uses = self._share(number, own_epoch, order)
-            batches += zip(uses, self._tasks(self.sets[number], own_epoch, len(uses)), strict=True)
+            share = self._share(number, own_epoch, order, made)
+            made.tasks.update(zip(share, self._tasks(self.sets[number], own_epoch, len(share)), strict=True))
+            batches += share
         order.shuffle(batches)
-        captions = random.Random(f"captions/{self.seed}/{epoch}")
-        plans = [
-            BatchPlan(
-                uses.samples,
-                uses.latents_paths,
-                tuple(self._chosen_text(sample, captions) for sample in uses.samples),
-                num_cond_latents,
-            )
-            for uses, num_cond_latents in batches
-        ]
-        return list(islice(cycle(plans), self.rank, place.batches * self.world_size, self.world_size))
+        made.turns.extend(islice(cycle(batches), self.rank, place.batches * self.world_size, self.world_size))
+        return made
+
+    def batch(self, order: EpochOrder, place: int) -> BatchPlan:
+        """Choose the windows and captions of one batch.
+
+        Args:
+            order: from `epoch`.
+            place: from 0, within the epoch and this process.
+        """
+        number = order.turns[place]
+        clips = slice(order.ends[number - 1] if number else 0, order.ends[number])
+        samples = tuple(order.samples[clips])
+        # Not the order's generator, so that another caption_dropout or caption count leaves that as it is.
+        captions = random.Random(f"captions/{self.seed}/{order.epoch}/{number}")
+        return BatchPlan(
+            samples,
+            tuple(self._window(sample, use) for sample, use in zip(samples, order.uses[clips], strict=True)),
+            tuple(self._chosen_text(sample, captions) for sample in samples),
+            order.tasks[number],
+        )
 
     def _batches(self, number: int) -> DatasetBatches:
         one = self.sets[number]
@@ -134,42 +163,39 @@ class BucketSampler:
             count_batches(uses, self.batch_size), one.probability, one.start_step, one.end_step
         )
 
-    def _share(self, number: int, epoch: int, order: random.Random) -> list[_Uses]:
-        """Take a set's batches of one epoch, counted from the first that uses it.
+    def _share(self, number: int, epoch: int, order: random.Random, made: EpochOrder) -> list[int]:
+        """Make a set's batches of one epoch, counted from the first that uses it; returns their numbers.
 
         Where that is not all of them, the epochs take one stretch after the other of an endless row of
         passes, so that every batch comes before any comes again.
         """
         share = self.plan.datasets[number]
         if share.per_epoch == share.batches:
-            return self._pass(number, epoch, order)
+            return self._pass(number, epoch, order, made)
         first_pass, skipped = divmod(epoch * share.per_epoch, share.batches)
         last_pass = ((epoch + 1) * share.per_epoch - 1) // share.batches
-        row: list[_Uses] = []
+        row: list[int] = []
         for pass_number in range(first_pass, last_pass + 1):
             own_order = random.Random(f"pass/{self.seed}/{self.sets[number].dataset_id}/{pass_number}")
-            batches = self._pass(number, pass_number, own_order)
+            batches = self._pass(number, pass_number, own_order, made)
             own_order.shuffle(batches)
             row += batches
         return row[skipped : skipped + share.per_epoch]
 
-    def _pass(self, number: int, pass_number: int, order: random.Random) -> list[_Uses]:
+    def _pass(self, number: int, pass_number: int, order: random.Random, made: EpochOrder) -> list[int]:
         """Cut the uses of every bucket, each turn of them shuffled on its own, into batches."""
-        uses_per_epoch, size = self.sets[number].uses_per_epoch, self.batch_size
-        batches: list[_Uses] = []
+        uses_per_epoch = self.sets[number].uses_per_epoch
+        first = len(made.ends)
         for bucket in self._buckets[number]:
+            begin = len(made.samples)
             turn = list(bucket)
-            samples: list[CachedSample] = []
-            paths: list[Path] = []
             for use in range(pass_number * uses_per_epoch, (pass_number + 1) * uses_per_epoch):
                 order.shuffle(turn)
-                samples += turn
-                paths += [self._window(sample, use) for sample in turn]
-            batches += [
-                _Uses(tuple(samples[start : start + size]), tuple(paths[start : start + size]))
-                for start in range(0, len(samples), size)
-            ]
-        return batches
+                made.samples.extend(turn)
+                made.uses.extend([use] * len(turn))
+            end = len(made.samples)
+            made.ends.extend([*range(begin + self.batch_size, end, self.batch_size), end])
+        return list(range(first, len(made.ends)))
 
     def _window(self, sample: CachedSample, use: int) -> Path:
         """Take a clip's windows in turn; each clip begins with another."""

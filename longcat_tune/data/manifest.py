@@ -5,36 +5,23 @@ Opens files only to learn their size, length and captions; knows nothing of buck
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from longcat_tune.config.datasets import DatasetEntry, DatasetType
-from longcat_tune.data.captions import captions_of
-from longcat_tune.data.images import IMAGE_EXTENSIONS, is_image, read_image
+from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.data.captions import Captions
+from longcat_tune.data.examine import Look, look_at_files
+from longcat_tune.data.images import IMAGE_EXTENSIONS
+from longcat_tune.data.listing import TAKEN, VIDEO_EXTENSIONS, FoundFile, Listing, list_files, printable
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.video import VideoBackend, probe
-from longcat_tune.errors import DataError
-from longcat_tune.log import progress
+from longcat_tune.data.sources import SourceIndex
+from longcat_tune.data.video import VideoBackend
 from longcat_tune.types import ClipRecord, Notice, Refusal
 
-logger = logging.getLogger(__name__)
-
-VIDEO_EXTENSIONS = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
-)  # fmt: skip
-EXTENSIONS: dict[DatasetType, tuple[str, ...]] = {
-    "video": VIDEO_EXTENSIONS,
-    "image": IMAGE_EXTENSIONS,
-    "conditioning": IMAGE_EXTENSIONS,
-    "eval": VIDEO_EXTENSIONS + IMAGE_EXTENSIONS,
-}
-
-WORKERS = min(8, os.cpu_count() or 1)
+PICTURES = "folders of numbered pictures"
+NAMED = 5
+"""Names that a notice gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +33,10 @@ class Manifest:
         folder: instance_data_dir.
         records: usable files, by name.
         refusals: the others.
-        found: how many files there are; none is left out of the two lists.
-        faults: what keeps the dataset as a whole from being used.
-        notices: what its owner should know about the files.
+        found: how many files there are, a folder of numbered pictures as one; none is left out of the two
+            lists.
+        faults: what is wrong with the dataset as a whole; path is its folder or its table.
+        notices: what is allowed and may not be meant.
     """
 
     dataset_id: str
@@ -60,110 +48,120 @@ class Manifest:
     notices: tuple[Notice, ...] = ()
 
 
-def scan(entry: DatasetEntry, *, backend: VideoBackend = "auto") -> Manifest:
+def scan(
+    entry: DatasetEntry,
+    *,
+    index: SourceIndex | None = None,
+    backend: VideoBackend = "auto",
+    seed: int = 0,
+    framerate: float = 30.0,
+) -> Manifest:
     """Examine every file below instance_data_dir that the dataset type takes.
 
-    Hidden files and folders are left out, and links to folders, which are named in the log.
+    Hidden files and folders are left out, and links to folders, which a notice names. What is learned goes
+    into the index as it comes, so that a scan that was killed goes on where it was.
 
     Args:
         entry: the dataset.
+        index: what is known of files from earlier; what it knows is not opened again.
         backend: who will read the videos; what it cannot read is refused.
+        seed: of shuffled captions.
+        framerate: pictures per second of a folder of them, unless video.frames_fps says otherwise.
 
     Raises:
-        DataError: the folder is missing, unreadable, or holds no such file.
-        ConfigError: decord is asked for and not installed.
+        ConfigError: decord or a table's format is asked for and its package not installed.
     """
-    folder = entry.instance_data_dir
-    extensions = EXTENSIONS[entry.dataset_type]
-    every = sorted(_files(entry.id, folder))
-    paths = [path for path in every if path.suffix.lower() in extensions]
-    if not paths:
-        raise DataError(
-            f"{entry.id}: instance_data_dir ({folder}) holds no {entry.dataset_type} file; "
-            f"put some there ({', '.join(extensions)}) or correct the path"
-        )
-    others = sum(path.suffix.lower() in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS for path in every) - len(paths)
-    if others:
-        logger.info(
-            "%s: %d files are left alone, because dataset_type %s does not take their kind",
-            entry.id,
-            others,
-            entry.dataset_type,
-        )
-
-    def examined(path: Path) -> ClipRecord | Refusal:
+    listing = list_files(entry.instance_data_dir, entry.dataset_type)
+    faults = list(_folder_faults(entry, listing))
+    captions = None
+    if entry.dataset_type != "conditioning":
         try:
-            return _examine(path, entry, backend)
+            captions = Captions.of_dataset(entry, seed=seed)
         except UnusableFileError as error:
-            return error.refusal(entry.id)
-
-    results = []
-    with ThreadPoolExecutor(WORKERS) as pool, progress(f"Examining {entry.id}", len(paths)) as bar:
-        for result in pool.map(examined, paths):
-            results.append(result)
-            bar.advance()
+            faults.append(error.refusal(entry.id))
+    paths = [listing.base / file.name for file in listing.files]
+    looks = look_at_files(listing.files, paths, title=f"Examining {entry.id}", index=index, backend=backend)
+    fps = entry.video.frames_fps or framerate
+    results = [
+        _judged(file, path, look, entry, captions, fps)
+        for file, path, look in zip(listing.files, paths, looks, strict=True)
+    ]
+    names = [file.name for file in listing.files]
     return Manifest(
         dataset_id=entry.id,
-        folder=folder,
+        folder=entry.instance_data_dir,
         records=tuple(result for result in results if isinstance(result, ClipRecord)),
         refusals=tuple(result for result in results if isinstance(result, Refusal)),
-        found=len(paths),
+        found=len(results),
+        faults=tuple(faults),
+        notices=(*_folder_notices(entry, listing), *(captions.notices(names) if captions else ())),
     )
 
 
-def _files(dataset_id: str, folder: Path) -> Iterator[Path]:
-    """Every file that is not hidden."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(
-            f"{dataset_id}: instance_data_dir ({folder}) cannot be read: {error.filename} "
-            f"({error.strerror}); create it, correct the path, or change its permissions"
-        ) from error
-
-    for parent, folders, files in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if (Path(parent) / name).is_symlink():
-                logger.warning(
-                    "%s: %s is a link to a folder and is not followed; its files are not used",
-                    dataset_id,
-                    Path(parent) / name,
-                )
-        yield from (Path(parent) / name for name in files if not name.startswith("."))
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(printable(name) for name in names[:NAMED]) + more
 
 
-def _examine(path: Path, entry: DatasetEntry, backend: VideoBackend) -> ClipRecord:
-    _require_inside(path, entry.instance_data_dir)
-    name = path.relative_to(entry.instance_data_dir).as_posix()
-    captions = () if entry.dataset_type == "conditioning" else captions_of(path, entry)
-    kind: Literal["video", "image"]
-    if is_image(path):
-        kind, frames, seconds = "image", 1, 0.0
-        _, height, width, _ = read_image(path).shape
-    else:
-        info = probe(path, backend=backend)
-        kind, frames, seconds = "video", info.num_frames, info.seconds
-        width, height = info.width, info.height
+def _folder_faults(entry: DatasetEntry, listing: Listing) -> Iterator[Refusal]:
+    """What keeps the folder from being looked at, or that it holds nothing."""
+    remedy = "create it, correct instance_data_dir, or change its permissions"
+    for folder, words in listing.unreadable:
+        yield Refusal(entry.id, folder, f"cannot be read as a folder ({words})", remedy)
+    if not listing.files and not listing.unreadable:
+        endings = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS, "sequence": (PICTURES,)}
+        wanted = [ending for kind in TAKEN[entry.dataset_type] for ending in endings[kind]]
+        remedy = f"put some there ({', '.join(wanted)}) or correct instance_data_dir"
+        yield Refusal(entry.id, entry.instance_data_dir, f"holds no {entry.dataset_type} file", remedy)
+
+
+def _folder_notices(entry: DatasetEntry, listing: Listing) -> Iterator[Notice]:
+    if listing.others:
+        count, kind = len(listing.others), entry.dataset_type
+        fact = f"files that dataset_type {kind} does not take: {count} ({some(listing.others)})"
+        remedy = "to use them, make them a dataset of their own kind"
+        if "sequence" in TAKEN[kind]:
+            remedy += "; the frames of a clip must be alone in a folder and numbered, as in 0001.png"
+        yield Notice(entry.id, fact, remedy)
+    if listing.linked_folders:
+        count, names = len(listing.linked_folders), some(listing.linked_folders)
+        fact = f"links to folders, which are not followed: {count} ({names})"
+        yield Notice(entry.id, fact, "to use their files, make the folders datasets of their own")
+
+
+def _judged(
+    file: FoundFile,
+    path: Path,
+    look: Look,
+    entry: DatasetEntry,
+    captions: Captions | None,
+    fps: float,
+) -> ClipRecord | Refusal:
+    """A record, or one line with everything that is wrong with a file, so that nobody has to check twice."""
+    texts: tuple[str, ...] = ()
+    troubles = [look] if isinstance(look, UnusableFileError) else []
+    if captions is not None and file.trouble is None:
+        try:
+            texts = captions.of(path, file.name)
+        except UnusableFileError as error:
+            troubles.append(error)
+    if troubles or isinstance(look, UnusableFileError):
+        return _refusal(entry.id, troubles)
     return ClipRecord(
         dataset_id=entry.id,
         path=path,
-        name=name,
-        kind=kind,
-        captions=captions,
-        width=width,
-        height=height,
-        source_frames=frames,
-        seconds=seconds,
+        name=file.name,
+        kind=file.kind,
+        captions=texts,
+        width=look.width,
+        height=look.height,
+        source_frames=look.frames,
+        seconds=look.frames / fps if file.kind == "sequence" else look.seconds,
     )
 
 
-def _require_inside(path: Path, folder: Path) -> None:
-    """Refuse links that lead elsewhere, and names that cannot be written down."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        printable = Path(os.fsencode(path).decode(errors="replace"))
-        raise UnusableFileError(printable, "has a name that is not valid UTF-8", "rename it") from error
-    if not path.resolve().is_relative_to(folder.resolve()):
-        reason = "is a link that leads out of instance_data_dir"
-        raise UnusableFileError(path, reason, "copy the file there or make its folder a dataset")
+def _refusal(dataset_id: str, troubles: Sequence[UnusableFileError]) -> Refusal:
+    path = troubles[0].path
+    reasons = [error.reason if error.path == path else f"{error.path} {error.reason}" for error in troubles]
+    return Refusal(dataset_id, path, ", and ".join(reasons), "; ".join(error.remedy for error in troubles))

@@ -1,0 +1,300 @@
+"""What was learned about source files, remembered between runs: the hash and the probe of each.
+
+A file counts as the same while its path, size and modification time are. Nothing here is ever needed: what
+is lost, torn or written by another version is learned again. Knows nothing of how files are probed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from longcat_tune.data.sequences import sequence_pictures
+from longcat_tune.errors import DataError, UserError
+from longcat_tune.files import explained_disk_errors, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "sources.jsonl"
+DECODER = json.JSONDecoder()
+NO_PATH = ""
+COMPACTED_FROM = 1000
+"""Lines below which the file is not worth rewriting, however many of them are stale."""
+
+
+class Stamp(NamedTuple):
+    """What must be the same for a file to count as the same.
+
+    Attributes:
+        size: in bytes; of a folder of pictures, of all of them.
+        version: modification time in nanoseconds; of a folder of pictures, a hash over the names, sizes and
+            modification times.
+    """
+
+    size: int
+    version: int
+
+
+class Probe(NamedTuple):
+    """What an examined file was found to hold.
+
+    Attributes:
+        reader: who examined it, by which rules; another reader must look for itself.
+        width: in pixels as shown.
+        height: in pixels as shown.
+        frames: pictures in it.
+        seconds: duration by presentation time; 0 where the file itself has none.
+    """
+
+    reader: str
+    width: int
+    height: int
+    frames: int
+    seconds: float
+
+
+class _Facts(NamedTuple):
+    """What is known of one file at one stamp."""
+
+    stamp: Stamp
+    content: str | None
+    probe: Probe | None
+
+
+class SourceIndex:
+    """The memory that one cache folder keeps, in `sources.jsonl`.
+
+    Each line is an array: absolute path, size, version, content hash or null, probe or null. Lines are only
+    ever added, so several processes may write and any of them may be killed; the last line about a file
+    wins. A line is parsed when its file is asked for, which keeps 100,000 of them at 0.1 s and 35 MB.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self.rows, self.lines = _read_rows(self.path)
+        self.unsaved: set[str] = set()
+        self.kept = time.monotonic()
+        self.told = False
+
+    def probed(self, path: Path, stamp: Stamp, reader: str) -> Probe | None:
+        """Recall what this reader found in a file, if its stamp is still this one."""
+        facts = self._facts(_key(path), stamp)
+        return facts.probe if facts.probe is not None and facts.probe.reader == reader else None
+
+    def remember(self, path: Path, stamp: Stamp, probe: Probe) -> None:
+        """Note what was found in a file.
+
+        Args:
+            path: the file.
+            stamp: from before it was opened, so that a later change is never taken for what was seen.
+            probe: the finding.
+        """
+        key = _key(path)
+        self._note(key, self._facts(key, stamp)._replace(probe=probe))
+
+    def content(self, path: Path) -> str:
+        """Return the content hash of a file, or of a folder of numbered pictures with their names.
+
+        Raises:
+            DataError: it cannot be read, or the folder no longer holds the pictures of one clip.
+        """
+        key = _key(path)
+        try:
+            stamp, pictures = _look_at(path)
+            facts = self._facts(key, stamp)
+            if facts.content is not None:
+                return facts.content
+            content = _hash_of_pictures(pictures) if pictures else _hash_of_file(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._note(key, facts._replace(content=content))
+        return content
+
+    def save(self) -> None:
+        """Write down what was learned since the last time.
+
+        Raises:
+            UserError: the folder cannot be written to or the disk is full.
+        """
+        if self.unsaved:
+            # A kill may have left a torn line without an end; an empty line more does no harm.
+            lines = [f"\n{_line(key, self.rows[key])}" for key in sorted(self.unsaved)]
+            _append(self.path, "".join(lines) + "\n")
+            self.lines += len(lines)
+            self.unsaved.clear()
+        if self.lines >= max(COMPACTED_FROM, 2 * len(self.rows)):
+            self._compact()
+
+    def keep(self, *, after: float = 0.0) -> None:
+        """Save where that is possible; where it is not, say so once, for it costs only time in the next run.
+
+        For whoever merely looks, as `check` does: its cache folder may be somebody else's.
+
+        Args:
+            after: seconds that must have passed since the last time.
+        """
+        now = time.monotonic()
+        if now - self.kept < after:
+            return
+        self.kept = now
+        try:
+            self.save()
+        except UserError as error:
+            if not self.told:
+                logger.warning("%s; until then every file is examined again in each run", error)
+                self.told = True
+
+    def _facts(self, key: str, stamp: Stamp) -> _Facts:
+        row = self.rows.get(key)
+        facts = None if row is None else _parsed(row)
+        return facts if facts is not None and facts.stamp == stamp else _Facts(stamp, None, None)
+
+    def _note(self, key: str, facts: _Facts) -> None:
+        self.rows[key] = _row(facts)
+        self.unsaved.add(key)
+
+    def _compact(self) -> None:
+        """Rewrite the file with one line per path, other processes' lines among them.
+
+        What they add between our reading and our replacing is lost, which only costs them work.
+        """
+        rows, _ = _read_rows(self.path)
+        self.rows.update(rows)
+        sound = [_line(key, row) for key, row in self.rows.items() if _parsed(row) is not None]
+        write_atomically(self.path, lambda part: part.write_text("\n".join([*sound, ""]), encoding="ascii"))
+        self.lines = len(self.rows)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Look at a file, or a folder of numbered pictures, without opening any.
+
+    Raises:
+        DataError: it is not there, or the folder no longer holds the pictures of one clip.
+    """
+    try:
+        return _look_at(path)[0]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def stamp_of_pictures(pictures: Iterable[tuple[str, int, int]]) -> Stamp:
+    """Stamp a folder of pictures by the name, size in bytes and modification time in ns of each."""
+    size, digest = 0, hashlib.blake2b(digest_size=8)
+    for name, picture_size, mtime_ns in sorted(pictures):
+        size += picture_size
+        digest.update(b"%s\0%d\0%d\0" % (os.fsencode(name), picture_size, mtime_ns))
+    return Stamp(size, int.from_bytes(digest.digest()))
+
+
+def _key(path: Path) -> str:
+    """How a file is called in the index; links are left as they are, which saves a look at every folder."""
+    return str(path.absolute())
+
+
+def _look_at(path: Path) -> tuple[Stamp, Sequence[Path]]:
+    """The stamp, and the pictures if it is a folder of them."""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return Stamp(status.st_size, status.st_mtime_ns), ()
+    pictures = sequence_pictures(path)
+    looks = [(picture.name, picture.stat()) for picture in pictures]
+    return stamp_of_pictures((name, look.st_size, look.st_mtime_ns) for name, look in looks), pictures
+
+
+def _hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _blake2b).hexdigest()
+
+
+def _hash_of_pictures(pictures: Iterable[Path]) -> str:
+    digest = _blake2b()
+    for picture in pictures:
+        digest.update(b"%s\0%s\0" % (os.fsencode(picture.name), _hash_of_file(picture).encode()))
+    return digest.hexdigest()
+
+
+def _blake2b() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({error.strerror}); restore it or remove it from the dataset")
+
+
+def _read_rows(path: Path) -> tuple[dict[str, str], int]:
+    """The unparsed rest of the last line about each path, and how many lines there are."""
+    rows: dict[str, str] = {}
+    count = 0
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            for key, row in map(_split, file):
+                rows[key] = _merged(rows[key], row) if key in rows else row
+                count += 1
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # nothing is remembered yet
+    except OSError as error:
+        logger.warning("%s cannot be read (%s); every file is examined again", path, error.strerror)
+    rows.pop(NO_PATH, None)
+    return rows, count
+
+
+def _split(line: str) -> tuple[str, str]:
+    """The path at the start of a line and what follows; NO_PATH when it is empty, torn or not ours."""
+    try:
+        key, end = DECODER.raw_decode(line, 1)
+    except ValueError:
+        return NO_PATH, ""
+    return (key, line[end + 1 :].rstrip("\n")) if isinstance(key, str) else (NO_PATH, "")
+
+
+def _merged(earlier: str, later: str) -> str:
+    """The later of two rows about one path, with what it lacks; two processes may know different halves."""
+    old, new = _parsed(earlier), _parsed(later)
+    if old is None or new is None or old.stamp != new.stamp:
+        return earlier if new is None else later
+    return _row(_Facts(new.stamp, new.content or old.content, new.probe or old.probe))
+
+
+def _row(facts: _Facts) -> str:
+    return json.dumps([*facts.stamp, facts.content, facts.probe], separators=(",", ":"))[1:]
+
+
+def _line(key: str, row: str) -> str:
+    return f"[{json.dumps(key)},{row}"
+
+
+def _parsed(row: str) -> _Facts | None:
+    """What a row says; None when it was torn or written by other rules."""
+    try:
+        values = json.loads(f"[{row}")
+    except ValueError:
+        return None
+    match values:
+        case [int(size), int(version), str() | None as content, probe]:
+            return _Facts(Stamp(size, version), content, _parsed_probe(probe))
+        case _:
+            return None
+
+
+def _parsed_probe(values: object) -> Probe | None:
+    match values:
+        case [str(reader), int(width), int(height), int(frames), float(seconds)]:
+            return Probe(reader, width, height, frames, seconds)
+        case _:
+            return None
+
+
+def _append(path: Path, text: str) -> None:
+    data = text.encode("ascii")
+    with explained_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One write for all, at the end of the file wherever another process has moved it: no line is split.
+        with path.open("ab", buffering=len(data) + 1) as file:
+            file.write(data)

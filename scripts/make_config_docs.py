@@ -1,21 +1,25 @@
-"""Writes docs/config.md from the schema; run it after any change there.
+"""Writes docs/config.md and the tables of docs/dataloader.md from the schema; run it after any change there.
 
 python scripts/make_config_docs.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
 from longcat_tune.config import describe
-from longcat_tune.config.datasets import DatasetEntry, VideoOptions
+from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, ForeignKeys
 from longcat_tune.config.run import sections
+from longcat_tune.config.schema import section_of
 
-TARGET = Path(__file__).parent.parent / "docs" / "config.md"
+DOCS = Path(__file__).parent.parent / "docs"
+MARKED = re.compile(r"(<!-- keys: (.*?) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
+"""A table of the named keys; what stands between the two lines is written here."""
 
 HEAD = """\
 # Configuration
@@ -36,7 +40,8 @@ but not built: setting it is an error, never a silence.
 ## Paths
 
 `data_backend_config` and `instance_data_dir` are looked for beside the file that names them, then in the
-working folder. `output_dir`, `cache_dir` and `cache_dir_vae` are relative to the working folder.
+working folder; `caption_table.path` in `instance_data_dir` before both. `output_dir`, `cache_dir` and
+`cache_dir_vae` are relative to the working folder.
 """
 
 FOREIGN_HEAD = """\
@@ -51,14 +56,38 @@ def page() -> str:
     parts = [HEAD, "## config.json\n"]
     for name, model in sections().items():
         parts += [f"### {name.capitalize()}\n", table(model.model_fields)]
-    parts += ["## The data file\n", "A list of entries.\n", table(DatasetEntry.model_fields)]
-    parts += ["### Inside `video`\n", table(VideoOptions.model_fields)]
+    parts += [
+        "## The data file\n",
+        "A list of entries; [dataloader.md](dataloader.md) explains them by example.\n",
+        table(DatasetEntry.model_fields),
+    ]
+    for key, field in DatasetEntry.model_fields.items():
+        if (section := section_of(field)) is not None:
+            parts += [f"### Inside `{key}`\n", table(section.model_fields)]
     parts += [
         "## Keys of SimpleTuner\n",
         foreign(CONFIG_KEYS, "config.json"),
         foreign(DATASET_KEYS, "the data file"),
     ]
     return "\n".join(parts)
+
+
+def filled(text: str) -> str:
+    """docs/dataloader.md with fresh tables."""
+    fields = dict(entry_fields())
+
+    def fresh(mark: re.Match[str]) -> str:
+        return f"{mark[1]}\n{table({key: fields[key] for key in mark[2].split()})}\n{mark[3]}"
+
+    return MARKED.sub(fresh, text)
+
+
+def entry_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of an entry; those inside an object with its name and a dot before."""
+    for key, field in DatasetEntry.model_fields.items():
+        yield key, field
+        if (section := section_of(field)) is not None:
+            yield from ((f"{key}.{inner}", one) for inner, one in section.model_fields.items())
 
 
 def table(fields: Mapping[str, FieldInfo]) -> str:
@@ -83,4 +112,6 @@ def foreign(keys: ForeignKeys, file: str) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(page(), encoding="utf-8")
+    (DOCS / "config.md").write_text(page(), encoding="utf-8")
+    dataloader = DOCS / "dataloader.md"
+    dataloader.write_text(filled(dataloader.read_text(encoding="utf-8")), encoding="utf-8")

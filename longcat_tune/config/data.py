@@ -58,7 +58,7 @@ class DataSection(Section):
     caption_strategy: Annotated[CaptionStrategy, CAPTION_STRATEGY_NAMES] = Field(
         default="textfile",
         description="textfile: the .txt of the same name; filename: the name with underscores as spaces; "
-        "instanceprompt: one caption for all; parquet, csv, jsonl: a table.",
+        "instanceprompt: one caption for all; parquet, csv, jsonl: the table of each entry's caption_table.",
     )
     caption_dropout_probability: float = Field(
         default=0.1,

@@ -165,12 +165,11 @@ class DatasetEntry(Section):
     )
     caption_table: CaptionTable | None = Field(
         default=None,
-        description="Of caption_strategy parquet, csv and jsonl: where the captions are (see Inside "
-        "`caption_table`).",
+        description="Where caption_strategy parquet, csv and jsonl find the captions.",
     )
     caption_shuffle: CaptionShuffle | None = Field(
         default=None,
-        description="Variants of tag captions in another order (see Inside `caption_shuffle`).",
+        description="Variants of tag captions in another order, beside the original.",
     )
     empty_caption: Literal["error", "use"] = Field(
         default="error",

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from longcat_tune.config.problems import choices_of, shown
-from longcat_tune.config.schema import FromRun, Later
+from longcat_tune.config.schema import FromRun, Later, section_of
 
 _KINDS = ((bool, "true or false"), (int, "whole number"), (float, "number"), (Path, "path"), (str, "text"))
 
@@ -20,19 +20,24 @@ def kind(field: FieldInfo) -> str:
     types = {field.annotation, *get_args(field.annotation)}
     if any(one is tuple or get_origin(one) is tuple for one in types):
         return "list"
+    if any(get_origin(one) is dict for one in types):
+        return "object"
     if choices_of(field):
         return "choice"
     return next((name for known, name in _KINDS if known in types), "object")
 
 
 def accepts(field: FieldInfo) -> str:
-    """Choices, or what a value is and between which bounds."""
+    """Choices, or what a value is and between which bounds; of an object, its keys."""
     what = kind(field)
-    choices = ", ".join(choices_of(field))
+    section = section_of(field)
+    choices = ", ".join(section.model_fields if section is not None else choices_of(field))
     if what == "choice":
         return choices
     if what == "list" and choices:
         return f"{choices}, or a list"
+    if what == "object" and choices:
+        return f"object with {choices}"
     return ", ".join([what, *(bound for mark in field.metadata for bound in _bound(mark))])
 
 

@@ -113,7 +113,6 @@ CONFIG_KEYS = ForeignKeys(
         "controlnet": Consequence("use a conditioning dataset with is_i2v to condition on images"),
         "control": Consequence("use a conditioning dataset with is_i2v to condition on images"),
         # The loss and the noise
-        "loss_type": Consequence("the loss is l2; remove it", harmless=("l2",)),
         "offset_noise": Consequence("the model's flow has plain noise; remove it"),
         "input_perturbation": Consequence("the model's flow has plain noise; remove it", harmless=(0, 0.0)),
         "flow_schedule_auto_shift": Consequence(

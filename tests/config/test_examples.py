@@ -7,6 +7,8 @@ import runpy
 import shutil
 from pathlib import Path
 
+from longcat_tune.config import describe
+from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.load import load_datasets, load_run_config
 from longcat_tune.config.run import RunConfig, require_training_length
 
@@ -50,6 +52,15 @@ def test_the_commented_entries_work_too(tmp_path):
     train, images, held_out = load_datasets(config, config_dir=tmp_path)
     assert train.conditioning_data == (images.id,)
     assert held_out.dataset_type == "eval"
+
+
+def test_objects_are_described_by_their_keys():
+    fields = DatasetEntry.model_fields
+    assert describe.accepts(fields["task_mix"]) == "object with t2v, i2v, continuation"
+    assert describe.accepts(fields["caption_table"]) == (
+        "object with path, filename_column, caption_column, fallback_caption_column"
+    )
+    assert (describe.kind(fields["video"]), describe.default(fields["caption_table"])) == ("object", "null")
 
 
 def test_the_page_of_keys_is_fresh():

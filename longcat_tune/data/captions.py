@@ -197,8 +197,3 @@ def _text_file_captions(path: Path, *, split: bool) -> tuple[str, ...]:
         reason = f"has no caption: {text_path} is empty"
         raise NoCaptionError(path, reason, f"write its caption there, {_OTHER_STRATEGIES}")
     return captions
-
-
-def captions_of(path: Path, entry: DatasetEntry) -> tuple[str, ...]:
-    """Find the captions of one file of a dataset without a table."""
-    return Captions.of_dataset(entry, seed=0).of(path, path.relative_to(entry.instance_data_dir).as_posix())

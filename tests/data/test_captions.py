@@ -9,6 +9,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, lists, sampled_from
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.captions import Captions
@@ -133,6 +135,24 @@ def test_variants_are_other_orders_of_the_same_tags():
         assert variant.startswith("sks, ")
         assert sorted(variant.split(", ")) == ["dog", "grass", "red ball", "sks", "sun"]
         assert variant != "sks, red ball, grass, dog, sun"
+
+
+@given(
+    words=lists(sampled_from("abcde"), min_size=1, max_size=6),
+    count=integers(1, 8),
+    first=integers(0, 3),
+    seed=integers(0, 99),
+)
+def test_variants_are_distinct_permutations_as_many_as_there_are(words, count, first, seed):
+    head, movable = words[:first], words[first:]
+    orders = {(*head, *order) for order in permutations(movable)} - {tuple(words)}
+    original, *variants = [
+        tuple(one.split(" "))
+        for one in tags(" ".join(words), seed, split_on="space", count=count, position_start=first)
+    ]
+    assert original == tuple(words)
+    assert len(variants) == len(set(variants)) == min(count, len(orders))
+    assert set(variants) <= orders
 
 
 def test_variants_depend_on_seed_clip_and_caption_alone():

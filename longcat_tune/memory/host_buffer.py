@@ -72,9 +72,7 @@ class HostBuffer:
             for name, tensor in named.items():
                 layout.append(Place(owner, name, tensor.dtype, tuple(tensor.shape), end))
                 end += math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
-        memory = torch.empty(end, dtype=torch.uint8)
-        if pinned:
-            _pin(memory)
+        memory = host_memory(end, pinned=pinned)
         for place in layout:
             place.view(memory).copy_(tensors[place.owner][place.name])
         return cls(memory, tuple(layout), len(tensors))
@@ -96,8 +94,18 @@ class HostBuffer:
         return self.views(self.memory)
 
 
+def host_memory(num_bytes: int, *, pinned: bool) -> Tensor:
+    """Give uint8 host memory; page-locked if asked for and possible.
+
+    Locked in place, because torch's own pinned allocator rounds 564 MB up to 1 GB.
+    """
+    memory = torch.empty(num_bytes, dtype=torch.uint8)
+    if pinned and num_bytes:
+        _pin(memory)
+    return memory
+
+
 def _pin(memory: Tensor) -> None:
-    """Page-lock memory in place: torch's own pinned allocator rounds 564 MB up to 1 GB."""
     runtime = torch.cuda.cudart()
     failure = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
     if failure:

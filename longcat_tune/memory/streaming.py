@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from longcat_tune.memory.frozen import FrozenLinear
 from longcat_tune.memory.host_buffer import HostBuffer
-from longcat_tune.memory.lanes import Lanes
+from longcat_tune.memory.lanes import Arrival, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class _Slot:
 
     memory: Tensor
     unit: int | None = None
+    arrival: Arrival = None
     views: dict[tuple[object, ...], list[dict[str, Tensor]]] = field(default_factory=dict)
 
 
@@ -73,7 +74,7 @@ class BlockStream:
         if slots < 2 or group < 1:
             msg = f"slots ({slots}) must be at least 2 and group ({group}) at least 1"
             raise ValueError(msg)
-        self._lanes = Lanes(device)
+        self._lane = Lane(device)
         self._units = [
             self._unit(blocks[start : start + group], number)
             for number, start in enumerate(range(0, len(blocks), group))
@@ -107,7 +108,7 @@ class BlockStream:
 
     def _unit(self, blocks: Sequence[nn.Module], number: int) -> _Unit:
         layers = [one for block in blocks for one in block.modules() if isinstance(one, FrozenLinear)]
-        buffer = HostBuffer.holding([layer.stored() for layer in layers], pinned=self._lanes.overlaps)
+        buffer = HostBuffer.holding([layer.stored() for layer in layers], pinned=self._lane.overlaps)
         for layer, tensors in zip(layers, buffer.tensors(), strict=True):
             layer.keep(tensors)
             layer.fetch = partial(self._need, number)
@@ -122,7 +123,7 @@ class BlockStream:
         elif number == self._at:
             return
         assert unit.slot is not None
-        self._lanes.wait(unit.slot)
+        self._lane.wait(self._slots[unit.slot].arrival)
         # From the last unit to the first is no backward pass, but the next forward pass.
         begins_anew = number == 0 and self._at == len(self._units) - 1
         backwards = number < self._at and not begins_anew
@@ -156,7 +157,7 @@ class BlockStream:
         unit, slot = self._units[number], self._slots[slot_number]
         if slot.unit is not None:
             self._units[slot.unit].slot = None
-        self._lanes.copy(slot.memory, unit.buffer.memory, slot_number)
+        slot.arrival = self._lane.copy(slot.memory, unit.buffer.memory)
         slot.unit, unit.slot = number, slot_number
         if unit.buffer.layout not in slot.views:
             slot.views[unit.buffer.layout] = unit.buffer.views(slot.memory)

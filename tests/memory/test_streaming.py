@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from longcat_tune.memory.boundaries import Boundaries
 from longcat_tune.memory.frozen import FrozenLinear, freeze_linears
 from longcat_tune.memory.recompute import enable_recompute
 from longcat_tune.memory.streaming import BlockStream
@@ -80,12 +81,14 @@ def assert_equal(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Ten
 @pytest.mark.parametrize("slots", [2, 3, 8])
 @pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize("interval", [None, 1, 2])
-def test_loss_and_gradients_equal_the_resident_run_to_the_bit(which, slots, group, interval):
+@pytest.mark.parametrize("offload", [False, True])
+def test_loss_and_gradients_equal_the_resident_run_to_the_bit(which, slots, group, interval, offload):
     blocks = toy_blocks()
     resident = step(copy.deepcopy(blocks))
     stream = streamed(blocks, which, slots=slots, group=group)
     if interval is not None:
-        enable_recompute(blocks, interval=interval)
+        boundaries = Boundaries(CPU, at_least_bytes=0) if offload else None
+        enable_recompute(blocks, interval=interval, boundaries=boundaries)
     for _ in range(3):
         assert_equal(step(blocks, stream), resident)
 

@@ -12,17 +12,21 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 output = Console(soft_wrap=True)
 """What a command was asked to show, on standard output."""
@@ -70,16 +74,35 @@ class _ConsoleHandler(logging.Handler):
         console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-class Bar:
-    """One line of progress; without a terminal it becomes a log line now and then."""
+class _RateColumn(ProgressColumn):
+    """Items per second, over the last half minute."""
 
-    def __init__(self, description: str, total: int, display: Progress | None) -> None:
+    def render(self, task: Task) -> Text:
+        """Draw the column."""
+        return Text("" if task.speed is None else _per_second(task.speed))
+
+
+class Bar:
+    """One line of progress; without a terminal it becomes a log line now and then.
+
+    Args:
+        description: what is being worked on.
+        total: number of items.
+        display: draws the bar on a terminal.
+        done: items that were finished before.
+    """
+
+    def __init__(self, description: str, total: int, display: Progress | None, *, done: int = 0) -> None:
         self.description = description
         self.total = total
-        self.done = 0
-        self.shown = time.monotonic()
+        self.done = self.done_before = done
+        self.began = self.shown = time.monotonic()
         self.display = display
-        self.task = display.add_task(description, total=total, note="") if display is not None else None
+        self.task = (
+            display.add_task(description, total=total, completed=done, note="")
+            if display is not None
+            else None
+        )
 
     def advance(self, note: str = "", *, by: int = 1) -> None:
         """Count finished items and show a short note beside the bar."""
@@ -88,12 +111,23 @@ class Bar:
             self.display.update(self.task, completed=self.done, note=note)
         elif self.done == self.total or time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
             self.shown = time.monotonic()
-            logger.info("%s %d/%d %s", self.description, self.done, self.total, note)
+            logger.info("%s %d/%d, %s %s", self.description, self.done, self.total, self._pace(), note)
+
+    def _pace(self) -> str:
+        """Items per second since the start, and how long the rest takes at this rate."""
+        rate = (self.done - self.done_before) / max(self.shown - self.began, 1e-6)
+        if self.done == self.total:
+            return _per_second(rate)
+        return f"{_per_second(rate)}, {timedelta(seconds=round((self.total - self.done) / rate))} left"
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
 @contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show a bar with count, elapsed and remaining time while the block runs.
+    """Show a bar with count, rate, elapsed and remaining time while the block runs.
 
     Args:
         description: what is being worked on.
@@ -101,20 +135,17 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         done: items that were finished before, for a resumed run.
     """
     if not console.is_terminal:
-        bar = Bar(description, total, None)
-        bar.done = done
-        yield bar
+        yield Bar(description, total, None, done=done)
         return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as display:
-        bar = Bar(description, total, display)
-        bar.advance(by=done)
-        yield bar
+        yield Bar(description, total, display, done=done)

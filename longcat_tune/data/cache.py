@@ -1,6 +1,7 @@
 """Cached latents and text features: safetensors files whose names are hashes of everything that made them.
 
-A changed clip, size, frame choice, caption or encoder gives another name, so a stale file is never read.
+A changed clip, size, frame choice, crop, caption or encoder gives another name, so a stale file is never
+read. A file is there whole or not at all: whoever asks whether it is there looks at its name and size only.
 Knows no encoder and no config: `runs` passes functions in.
 """
 
@@ -8,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from longcat_tune.data.prefetch import mapped_ahead
+from longcat_tune.data.claims import make_once
+from longcat_tune.data.decode_ahead import decode_ahead
 from longcat_tune.errors import DataError
-from longcat_tune.files import write_json_atomically, write_tensors_atomically
+from longcat_tune.files import PART_SUFFIX, explained_disk_errors, write_tensors_atomically
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
 
 if TYPE_CHECKING:
@@ -29,6 +34,11 @@ SCHEMA = 2
 """Raised by one whenever the way from a file to its cached tensor changes, so that older files are left."""
 LATENTS = "latents"
 TEXT = "text"
+LATENTS_SUFFIX = f".{LATENTS}.safetensors"
+TEXT_SUFFIX = f".{TEXT}.safetensors"
+LEFT_AFTER_SECONDS = 24 * 3600.0
+ORIGIN = "longcat_tune"
+"""The one key of a file's metadata: several come in an order that differs from process to process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +47,11 @@ class LatentJob:
 
     Attributes:
         clip_id: dataset id and name, as messages show it.
-        source: the clip or image.
+        source: the clip, image or folder of numbered pictures.
         picks: the frames to take, one per frame of the bucket.
         bucket: the size and length it is brought to.
+        crop: share of the spare width and height left of the crop and above it.
+        source_fps: pictures per second of a folder of them; None for any other kind.
         path: where its latents belong, from `latents_path`.
     """
 
@@ -47,6 +59,8 @@ class LatentJob:
     source: Path
     picks: FramePicks
     bucket: Bucket
+    crop: tuple[float, float]
+    source_fps: float | None
     path: Path
 
 
@@ -55,7 +69,7 @@ class TextJob:
     """One caption to encode.
 
     Attributes:
-        caption: cleaned, as the encoder gets it.
+        caption: as written; cleaned when it is encoded.
         path: where its features belong, from `text_path`.
     """
 
@@ -66,169 +80,207 @@ class TextJob:
 Job = TypeVar("Job", LatentJob, TextJob)
 
 
-def latent_key(source: str, *, picks: FramePicks, bucket: Bucket, crop: str, vae: str, precision: str) -> str:
+def latent_key(
+    source: str,
+    *,
+    picks: FramePicks,
+    bucket: Bucket,
+    crop: tuple[float, float],
+    source_fps: float | None,
+    encoder: str,
+) -> str:
     """Name the latents of one clip by everything that they depend on.
 
     Args:
-        source: content hash of the file, from `SourceHashes`.
-        picks: the frames that are taken.
+        source: content hash of the file or folder.
+        picks: the frames that are taken; the very first frame is the same at any rate.
         bucket: the size and length it is encoded at.
-        crop: where the frame is cut, as the data file says it.
-        vae: identity of the encoder.
-        precision: what the encoder computes in; the file itself is always bfloat16.
+        crop: as in LatentJob.
+        source_fps: as in LatentJob.
+        encoder: identity of the VAE and what it computes in; the file itself is always bfloat16.
     """
-    frames = [picks.first, picks.count, picks.framerate]
-    return _hash([LATENTS, SCHEMA, source, frames, bucket.name, crop, vae, precision])
+    rates = (picks.framerate, source_fps) if picks.first or picks.count > 1 else ()
+    return _hash(
+        f"{LATENTS} {SCHEMA} {source} {picks.first} {picks.count} {rates} {bucket.width} {bucket.height} "
+        f"{bucket.num_frames} {crop} {encoder}"
+    )
 
 
-def text_key(caption: str, *, encoder: str, precision: str) -> str:
+def text_key(caption: str, *, encoder: str) -> str:
     """Name the features of one caption by everything that they depend on.
 
     Args:
-        caption: cleaned, as the encoder gets it.
-        encoder: identity of the text encoder and its tokenizer.
-        precision: what the encoder computes in.
+        caption: as written. How it is cleaned is part of SCHEMA.
+        encoder: identity of the text encoder and its tokenizer, what it computes in, and the features' width.
     """
-    return _hash([TEXT, SCHEMA, caption, encoder, precision])
+    return _hash(f"{TEXT} {SCHEMA} {encoder} {caption}")
 
 
 def latents_path(folder: Path, key: str) -> Path:
     """Where the latents of that key live in a cache folder."""
-    return folder / f"{key}.{LATENTS}.safetensors"
+    return folder / (key + LATENTS_SUFFIX)
 
 
 def text_path(folder: Path, key: str) -> Path:
     """Where the text features of that key live in a cache folder."""
-    return folder / f"{key}.{TEXT}.safetensors"
+    return folder / (key + TEXT_SUFFIX)
 
 
-class SourceHashes:
-    """Content hashes of clips, remembered in the cache folder so that a second run opens no clip.
+def latents_sizes(channels: int) -> Callable[[LatentJob], int]:
+    """Make the function that tells how many bytes a job's complete file has at least: those of its latents.
 
-    A hash is taken again when the file's size or modification time changed.
+    Args:
+        channels: of the latents, as the VAE gives them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "sources.json"
-        self.known = self._remembered()
-        self.changed = False
+    @cache
+    def of_bucket(bucket: Bucket) -> int:
+        frames, rows, columns = bucket.latent_shape
+        return torch.bfloat16.itemsize * channels * frames * rows * columns
 
-    def of(self, source: Path) -> str:
-        """Return the content hash of a file.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        try:
-            stat = source.stat()
-            name, stamp = str(source.resolve()), [stat.st_size, stat.st_mtime_ns]
-            entry = self.known.get(name)
-            if entry is not None and entry[:2] == stamp:
-                return str(entry[2])
-            with source.open("rb") as file:
-                digest = hashlib.file_digest(file, _blake2b).hexdigest()
-        except OSError as error:
-            raise DataError(
-                f"{source} cannot be read ({error.strerror}); restore it or remove it from the dataset"
-            ) from error
-        self.known[name] = [*stamp, digest]
-        self.changed = True
-        return digest
-
-    def save(self) -> None:
-        """Remember what was hashed since the last save.
-
-        Raises:
-            UserError: the cache folder cannot be written to.
-        """
-        if self.changed:
-            write_json_atomically(self.path, self.known)
-            self.changed = False
-
-    def _remembered(self) -> dict[str, list[int | str]]:
-        """Size, modification time in nanoseconds and content hash by absolute path."""
-        try:
-            known: dict[str, list[int | str]] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}  # only a memory: without it the files are hashed again
-        return known
+    return lambda job: of_bucket(job.bucket)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a cached file exists and is as long as its header says; no tensor is read."""
+def by_folder(jobs: Iterable[Job]) -> dict[str, dict[str, Job]]:
+    """Sort jobs by folder and file name; of several that share a file, the first stands for all."""
+    folders: dict[str, dict[str, Job]] = {}
+    for job in jobs:
+        folder, _, name = str(job.path).rpartition(os.sep)
+        if folder not in folders:
+            folders[folder] = {}
+        folders[folder].setdefault(name, job)
+    return folders
+
+
+def unfinished(jobs: Iterable[Job], *, least_bytes: Callable[[Job], int]) -> list[Job]:
+    """Select the jobs whose file is missing or too small to be complete, one per file.
+
+    One look at each folder and at the size of each file: 200,000 jobs take under a second.
+
+    Args:
+        jobs: what is wanted.
+        least_bytes: what a job's complete file has at least.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    missing: list[Job] = []
+    for folder, wanted in by_folder(jobs).items():
+        sizes = sizes_in(folder, wanted)
+        missing += [job for name, job in wanted.items() if sizes.get(name, -1) < least_bytes(job)]
+    return missing
+
+
+def sizes_in(folder: str, names: Collection[str]) -> dict[str, int]:
+    """Bytes of those files that are in a folder, which need not exist.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
     try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.name in names}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(
+            f"cache folder {folder} cannot be read ({error.strerror}); change its permissions"
+        ) from error
 
 
-def unfinished(jobs: Iterable[Job]) -> list[Job]:
-    """Select the jobs whose file is missing or cut short; of several that share a file, one."""
-    by_path = {job.path: job for job in jobs}
-    return [job for path, job in by_path.items() if not is_complete(path)]
+def remove_leftovers(folder: Path) -> None:
+    """Delete the unfinished files of processes that were killed: those older than a day.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    for path in leftovers(folder):
+        with explained_disk_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Find the unfinished files of a folder that nobody has written to for a day."""
+    before = time.time() - LEFT_AFTER_SECONDS
+    parts = folder.glob(f"*{PART_SUFFIX}")
+    return [part for part in parts if part.stat().st_mtime < before]
 
 
 def fill_latents(
-    jobs: Iterable[LatentJob],
+    jobs: Sequence[LatentJob],
     *,
-    load_pixels: Callable[[LatentJob], Tensor],
-    encode: Callable[[Tensor], Tensor],
+    load_chunks: Callable[[LatentJob], Generator[Tensor, None, None]],
+    encode: Callable[[Iterator[Tensor]], Tensor],
     on_done: Callable[[LatentJob], None],
-) -> None:
-    """Encode clips and write their latents, decoding the next clip in the background.
+    least_bytes: Callable[[LatentJob], int],
+) -> int:
+    """Encode clips while the next ones are decoded, and write their latents.
 
-    Stopped at any point it leaves finished files only.
+    Stopped at any point it leaves finished files only. Other processes may fill the same folders.
 
     Args:
-        jobs: clips to encode.
-        load_pixels: gives pixels_CFHW in [-1, 1]; called in a background thread.
-        encode: gives latents_CTHW, normalised.
-        on_done: told after each file is written.
+        jobs: clips to encode, one per file.
+        load_chunks: yields frames_CFHW uint8 of a clip, a few at a time; called in background threads.
+        encode: takes them and gives latents_CTHW, normalised.
+        on_done: told of each job when its file is there, whoever made it.
+        least_bytes: what a job's complete file has at least.
+
+    Returns:
+        How many were encoded here.
 
     Raises:
         DataError: a clip cannot be read, or its latents are not finite.
         UserError: the cache folder cannot be written to.
     """
 
-    def load(job: LatentJob) -> tuple[LatentJob, Tensor]:
+    def load(job: LatentJob) -> Generator[Tensor, None, None]:
         with _noted(f"while decoding {job.clip_id}"):
-            return job, load_pixels(job)
+            yield from load_chunks(job)
 
-    with closing(mapped_ahead(load, jobs)) as loaded:
-        for job, pixels_CFHW in loaded:
-            with _noted(f"while encoding {job.clip_id} at {job.bucket.name}"):
-                latents_CTHW = encode(pixels_CFHW).to("cpu", torch.bfloat16)
-            if not latents_CTHW.isfinite().all():
-                raise DataError(
-                    f"the latents of {job.clip_id} are not finite: the VAE overflowed; set vae_dtype to fp32"
-                )
-            metadata = {"schema": str(SCHEMA), "clip": job.clip_id, "bucket": job.bucket.name}
-            write_tensors_atomically(job.path, {LATENTS: latents_CTHW}, metadata)
-            on_done(job)
+    def make(claimed: Iterable[LatentJob]) -> Generator[LatentJob, None, None]:
+        with closing(decode_ahead(claimed, load)) as clips:
+            for job, chunks in clips:
+                with _noted(f"while encoding {job.clip_id} at {job.bucket.name}"):
+                    latents_CTHW = encode(chunks).to("cpu", torch.bfloat16)
+                _require_finite(latents_CTHW, job)
+                _write(job.path, LATENTS, latents_CTHW, {"clip": job.clip_id, "bucket": job.bucket.name})
+                yield job
+
+    return make_once(jobs, is_there=lambda job: _is_there(job, least_bytes), make=make, on_done=on_done)
 
 
 def fill_text(
-    jobs: Iterable[TextJob],
+    jobs: Sequence[TextJob],
     *,
     encode: Callable[[Sequence[str]], Sequence[TextFeatures]],
     on_done: Callable[[TextJob], None],
-) -> None:
+) -> int:
     """Encode captions and write their features in the dtype that the encoder gives.
 
     Args:
-        jobs: captions to encode.
+        jobs: captions to encode, one per file.
         encode: gives one TextFeatures per caption.
-        on_done: told after each file is written.
+        on_done: told of each job when its file is there, whoever made it.
+
+    Returns:
+        How many were encoded here.
 
     Raises:
         UserError: the cache folder cannot be written to.
     """
-    for job in jobs:
-        [features] = encode([job.caption])
-        metadata = {"schema": str(SCHEMA), "caption": job.caption}
-        write_tensors_atomically(job.path, {TEXT: features.text_LD.cpu()}, metadata)
-        on_done(job)
+
+    def make(claimed: Iterable[TextJob]) -> Generator[TextJob, None, None]:
+        for job in claimed:
+            [features] = encode([job.caption])
+            _write(job.path, TEXT, features.text_LD.cpu(), {"caption": job.caption})
+            yield job
+
+    return make_once(jobs, is_there=lambda job: _is_there(job, text_bytes), make=make, on_done=on_done)
+
+
+def text_bytes(_: TextJob) -> int:
+    """What a complete file of text features has at least: anything, for its length depends on the caption."""
+    return 1
 
 
 def read_latents(path: Path) -> Tensor:
@@ -256,9 +308,28 @@ def _read(path: Path, name: str) -> Tensor:
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"cache file {path} is missing or damaged ({error}); "
-            "run `longcat-tune cache-latents` again: it writes what is missing and keeps the rest"
+            "run `longcat-tune cache verify --remove` to find all damaged ones, then the same command again"
         ) from error
     return tensor
+
+
+def _write(path: Path, name: str, tensor: Tensor, origin: Mapping[str, str]) -> None:
+    metadata = {ORIGIN: json.dumps({"schema": SCHEMA, **origin}, ensure_ascii=False)}
+    write_tensors_atomically(path, {name: tensor}, metadata)
+
+
+def _is_there(job: Job, least_bytes: Callable[[Job], int]) -> bool:
+    try:
+        return job.path.stat().st_size >= least_bytes(job)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _require_finite(latents_CTHW: Tensor, job: LatentJob) -> None:
+    if not latents_CTHW.isfinite().all():
+        raise DataError(
+            f"the latents of {job.clip_id} are not finite: the VAE overflowed; set vae_dtype to fp32"
+        )
 
 
 @contextmanager
@@ -271,12 +342,5 @@ def _noted(note: str) -> Iterator[None]:
         raise
 
 
-def _blake2b() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _hash(parts: list[object]) -> str:
-    """Hash a list by its JSON, whose quoting keeps neighbours apart."""
-    digest = _blake2b()
-    digest.update(json.dumps(parts).encode())
-    return digest.hexdigest()
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""Pictures of any size become the pixels of a bucket, one at a time; knows nothing of datasets or the VAE."""
+"""Pictures of any size become the frames of a bucket, a few at a time; knows neither datasets nor the VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from longcat_tune.data.buckets import cover_size, crop_slices
 from longcat_tune.data.images import is_image, read_image
+from longcat_tune.data.sequences import iter_sequence
 from longcat_tune.data.video import VideoBackend, iter_frames
+from longcat_tune.types import TEMPORAL_STRIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,45 +22,64 @@ if TYPE_CHECKING:
 
     from longcat_tune.types import Bucket
 
+CENTER = (0.5, 0.5)
 
-def load_pixels(
-    path: Path, frame_times: Sequence[float], bucket: Bucket, *, backend: VideoBackend = "auto"
-) -> Tensor:
-    """Read one planned clip, or an image, as pixels_CFHW in [-1, 1].
+
+def load_chunks(
+    path: Path,
+    frame_times: Sequence[float],
+    bucket: Bucket,
+    *,
+    crop: tuple[float, float] = CENTER,
+    source_fps: float | None = None,
+    backend: VideoBackend = "auto",
+) -> Generator[Tensor, None, None]:
+    """Read one planned clip, or an image, at its bucket's size; see `to_chunks`.
 
     Args:
-        path: a video or an image.
+        path: a video, an image, or a folder of numbered pictures.
         frame_times: in seconds, one per frame of the bucket; of an image always its one picture is taken.
         bucket: the size and length wanted.
+        crop: as in `to_chunks`.
+        source_fps: pictures per second of a folder; None for any other kind.
         backend: who reads a video.
 
     Raises:
         UnusableFileError: the file is unusable or damaged.
     """
-    frames = read_image(path) if is_image(path) else iter_frames(path, frame_times, backend=backend)
-    return to_pixels(frames, bucket)
+    if source_fps is not None:
+        frames: Iterable[NDArray[np.uint8]] = iter_sequence(path, frame_times, fps=source_fps)
+    elif is_image(path):
+        frames = read_image(path)
+    else:
+        frames = iter_frames(path, frame_times, backend=backend)
+    return to_chunks(frames, bucket, crop=crop)
 
 
-def to_pixels(frames: Iterable[NDArray[np.uint8]], bucket: Bucket) -> Tensor:
-    """Resize every frame until it covers the bucket, and cut out the middle.
+def to_chunks(
+    frames: Iterable[NDArray[np.uint8]], bucket: Bucket, *, crop: tuple[float, float] = CENTER
+) -> Generator[Tensor, None, None]:
+    """Resize every frame until it covers the bucket, and cut the bucket out.
 
     Args:
         frames: HW3 uint8 RGB, as many as the bucket has frames; only one is held at a time.
         bucket: the size and length wanted.
+        crop: share of the spare width and height that lies left of the cut and above it.
 
-    Returns:
-        pixels_CFHW float32 in [-1, 1].
+    Yields:
+        frames_CFHW uint8: the first frame alone, then four at a time, as the VAE takes them in.
     """
-    pixels_CFHW = torch.empty(3, bucket.num_frames, bucket.height, bucket.width)
-    count = 0
+    count, size, fitted = 0, 1, []
     for picture_HW3 in frames:
-        pixels_CFHW[:, count] = _fitted(picture_HW3, bucket) / 127.5 - 1
-        count += 1
+        fitted.append(_fitted(picture_HW3, bucket, crop))
+        if len(fitted) == size:
+            yield torch.stack(fitted, dim=1)
+            count, size, fitted = count + size, TEMPORAL_STRIDE, []
+    count += len(fitted)
     assert count == bucket.num_frames, f"{count} frames for a bucket of {bucket.num_frames}"
-    return pixels_CFHW
 
 
-def _fitted(picture_HW3: NDArray[np.uint8], bucket: Bucket) -> Tensor:
+def _fitted(picture_HW3: NDArray[np.uint8], bucket: Bucket, crop: tuple[float, float]) -> Tensor:
     """The picture at the bucket's size, still uint8.
 
     Interpolating bytes with channels last takes 10 ms for a 4K frame; floats take 150 ms and differ by the
@@ -70,5 +91,5 @@ def _fitted(picture_HW3: NDArray[np.uint8], bucket: Bucket) -> Tensor:
     resized_1CHW = functional.interpolate(
         picture_1CHW, size=(cover_height, cover_width), mode="bicubic", antialias=True
     )
-    rows, columns = crop_slices(cover_width, cover_height, bucket.width, bucket.height, (0.5, 0.5))
+    rows, columns = crop_slices(cover_width, cover_height, bucket.width, bucket.height, crop)
     return resized_1CHW[0, :, rows, columns]

@@ -60,6 +60,21 @@ def text_encoder_identity(checkpoint: Path) -> str:
     return hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
 
 
+def features_width(checkpoint: Path, *, choice: Choice) -> int:
+    """How wide a checkpoint's text features are before any zero padding, without loading the encoder.
+
+    Args:
+        checkpoint: the folder that holds `text_encoder/` and `tokenizer/`.
+        choice: as in `load_text_encoder`.
+
+    Raises:
+        CheckpointError: a file is missing, or the encoder is not the one asked for.
+    """
+    folder, _ = _components(checkpoint)
+    config = _read_config(folder)
+    return _width(config, _family(folder, config, choice))
+
+
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
     """A loaded encoder with its tokenizer.

@@ -6,7 +6,9 @@ Letters: C channels (3 of pixels, 16 of latents), F pixel frames, T/H/W frames, 
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,19 @@ def vae_identity(checkpoint: Path) -> str:
         CheckpointError: the folder or one of its files is missing.
     """
     return component_identity(_component(checkpoint))
+
+
+def latent_channels(checkpoint: Path) -> int:
+    """How many channels a checkpoint's VAE gives its latents, without loading it.
+
+    Raises:
+        CheckpointError: the folder or one of its files is missing, or its config does not say.
+    """
+    path = _component(checkpoint) / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["z_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: gives no z_dim, the number of channels; fetch it again") from error
 
 
 class VideoAutoencoder:
@@ -113,20 +128,38 @@ class VideoAutoencoder:
         posterior = self.module.encode(pixels_1CFHW).latent_dist
         return posterior.mean[0].float(), posterior.std[0].float()
 
-    def encode(self, pixels_CFHW: Tensor) -> Tensor:
+    @torch.no_grad()
+    def encode(self, chunks: Iterable[Tensor]) -> Tensor:
         """The mode of the latents' distribution, normalised: what training learns from.
 
+        Works through the clip as it comes, so that no memory but that of the latents grows with its length.
+        The latents are those of the whole clip at once, to the bit: the encoder looks back only, through the
+        features that it keeps (diffusers' AutoencoderKLWan._encode is this loop over a whole clip). With
+        tiling the clip is put together first.
+
         Args:
-            pixels_CFHW: as in encode_posterior.
+            chunks: frames_CFHW uint8 RGB; the first frame alone, then four at a time. Height and width are
+                multiples of 8.
 
         Returns:
             latents_CTHW, float32.
 
         Raises:
-            DataError: as in encode_posterior.
+            DataError: a size of which the encoder would drop the rest without a word.
         """
-        mean_CTHW, _ = self.encode_posterior(pixels_CFHW)
-        return self.normalize(mean_CTHW)
+        if self.module.use_tiling:
+            mean_CTHW, _ = self.encode_posterior(torch.cat([self._pixels(chunk) for chunk in chunks], dim=1))
+            return self.normalize(mean_CTHW)
+        # One place for every causal convolution; there are fewer of those than of modules.
+        features: list[Tensor | None] = [None for _ in self.module.encoder.modules()]
+        means = []
+        for number, chunk in enumerate(chunks):
+            assert chunk.shape[1] == (TEMPORAL_STRIDE if number else 1)
+            _check_size(chunk[:, :1])
+            encoded = self.module.encoder(self._pixels(chunk)[None], feat_cache=features, feat_idx=[0])
+            mean_1CTHW, _ = self.module.quant_conv(encoded).chunk(2, dim=1)
+            means.append(mean_1CTHW[0].float())
+        return self.normalize(torch.cat(means, dim=1))
 
     @torch.no_grad()
     def decode(self, latents_CTHW: Tensor) -> Tensor:
@@ -134,6 +167,10 @@ class VideoAutoencoder:
         latents_1CTHW = self.denormalize(latents_CTHW.to(self.device))[None].to(self.module.dtype)
         pixels_1CFHW: Tensor = self.module.decode(latents_1CTHW).sample
         return pixels_1CFHW[0].float()
+
+    def _pixels(self, frames_CFHW: Tensor) -> Tensor:
+        """Bytes to what the encoder takes, [-1, 1]."""
+        return (frames_CFHW.to(self.device).float() / 127.5 - 1).to(self.module.dtype)
 
     def normalize(self, latents_CTHW: Tensor) -> Tensor:
         """(latents - mean) / std per channel, float32; leading axes are allowed."""

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from longcat_tune.data.transforms import load_pixels, to_pixels
+from longcat_tune.data.transforms import load_chunks, to_chunks
 from longcat_tune.types import Bucket
-from tests.media_builders import numbers_of, write_clip, write_image
+from tests.media_builders import numbered_picture, numbers_of, write_clip, write_image
 
 
 def texture(width: int, height: int, *, frames: int = 1) -> np.ndarray:
@@ -18,8 +18,9 @@ def texture(width: int, height: int, *, frames: int = 1) -> np.ndarray:
     return np.stack([np.array(Image.fromarray(picture).resize((width, height))) for picture in coarse])
 
 
-def back_to_bytes(pixels_CFHW: torch.Tensor) -> np.ndarray:
-    return ((pixels_CFHW.permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+def frames_of(chunks) -> np.ndarray:
+    """Chunks put together as frames_FHW3."""
+    return torch.cat(list(chunks), dim=1).permute(1, 2, 3, 0).numpy()
 
 
 @pytest.mark.parametrize(
@@ -30,13 +31,14 @@ def back_to_bytes(pixels_CFHW: torch.Tensor) -> np.ndarray:
         ((60, 40), (128, 64), (128, 85)),
     ],
 )
-def test_frames_are_resized_to_cover_and_cropped_in_the_middle(source, bucket, cover):
+@pytest.mark.parametrize("at", [(0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (0.25, 0.75)])
+def test_frames_are_resized_to_cover_and_cut_where_they_are_told(source, bucket, cover, at):
     frames_FHW3 = texture(*source, frames=5)
-    pixels_CFHW = to_pixels(frames_FHW3, Bucket(*bucket, 5))
-    assert pixels_CFHW.shape == (3, 5, bucket[1], bucket[0])
-    assert pixels_CFHW.dtype == torch.float32
-    left, top = (cover[0] - bucket[0]) // 2, (cover[1] - bucket[1]) // 2
-    for found, picture in zip(back_to_bytes(pixels_CFHW), frames_FHW3, strict=True):
+    found_FHW3 = frames_of(to_chunks(frames_FHW3, Bucket(*bucket, 5), crop=at))
+    assert found_FHW3.shape == (5, bucket[1], bucket[0], 3)
+    assert found_FHW3.dtype == np.uint8
+    left, top = int((cover[0] - bucket[0]) * at[0]), int((cover[1] - bucket[1]) * at[1])
+    for found, picture in zip(found_FHW3.astype(int), frames_FHW3, strict=True):
         resized = np.asarray(Image.fromarray(picture).resize(cover, Image.Resampling.BICUBIC)).astype(int)
         expected = resized[top : top + bucket[1], left : left + bucket[0]]
         assert np.abs(found - expected).max() <= 2
@@ -44,37 +46,51 @@ def test_frames_are_resized_to_cover_and_cropped_in_the_middle(source, bucket, c
 
 def test_frames_of_the_right_size_keep_every_value():
     frames_FHW3 = texture(64, 64)
-    pixels_CFHW = to_pixels(frames_FHW3, Bucket(64, 64, 1))
-    assert np.array_equal(back_to_bytes(pixels_CFHW), frames_FHW3)
+    assert np.array_equal(frames_of(to_chunks(frames_FHW3, Bucket(64, 64, 1))), frames_FHW3)
 
 
-def test_values_span_minus_one_to_one():
-    frames_FHW3 = np.zeros((1, 96, 128, 3), np.uint8)
-    frames_FHW3[:, :, 64:] = 255
-    pixels_CFHW = to_pixels(frames_FHW3, Bucket(64, 64, 1))
-    assert (pixels_CFHW.min(), pixels_CFHW.max()) == (-1, 1)
+def test_the_first_frame_comes_alone_and_then_four_at_a_time():
+    chunks = to_chunks(texture(64, 64, frames=13), Bucket(64, 64, 13))
+    assert [chunk.shape for chunk in chunks] == [(3, 1, 64, 64), *[(3, 4, 64, 64)] * 3]
 
 
-def test_frames_are_taken_one_at_a_time():
-    held = []
+def test_frames_are_taken_no_further_than_their_chunk():
+    taken = []
 
     def frames():
-        for picture_HW3 in texture(64, 64, frames=5):
-            held.append(len(held))
+        for picture_HW3 in texture(64, 64, frames=9):
+            taken.append(len(taken))
             yield picture_HW3
 
-    to_pixels(frames(), Bucket(64, 64, 5))
-    assert held == [0, 1, 2, 3, 4]
+    chunks = to_chunks(frames(), Bucket(64, 64, 9))
+    assert [(next(chunks).shape[1], len(taken)) for _ in range(3)] == [(1, 1), (4, 5), (4, 9)]
 
 
-def test_another_number_of_frames_is_a_bug():
-    with pytest.raises(AssertionError, match="1 frames for a bucket of 5"):
-        to_pixels(texture(64, 64), Bucket(64, 64, 5))
+@pytest.mark.parametrize("frames", [1, 6, 9])
+def test_another_number_of_frames_is_a_bug(frames):
+    with pytest.raises(AssertionError, match=f"{frames} frames for a bucket of 5"):
+        list(to_chunks(texture(64, 64, frames=frames), Bucket(64, 64, 5)))
 
 
-def test_planned_clips_and_images_become_pixels(tmp_path):
+def test_planned_clips_images_and_folders_of_pictures_become_chunks(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", frames=9, rate=10)
-    pixels_CFHW = load_pixels(clip, [0.1, 0.3, 0.5, 0.7, 0.8], Bucket(128, 64, 5))
-    assert numbers_of(back_to_bytes(pixels_CFHW)[:, :48]) == [1, 3, 5, 7, 8]
+    times, wide = [0.1, 0.3, 0.5, 0.7, 0.8], Bucket(128, 64, 5)
+    assert numbers_of(frames_of(load_chunks(clip, times, wide))[:, :48]) == [1, 3, 5, 7, 8]
     image = write_image(tmp_path / "image.PNG")
-    assert load_pixels(image, [0.0], Bucket(64, 64, 1)).shape == (3, 1, 64, 64)
+    assert frames_of(load_chunks(image, [0.0], Bucket(64, 64, 1))).shape == (1, 64, 64, 3)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(9):
+        Image.fromarray(numbered_picture(number)).save(folder / f"{number:03}.png")
+    shown = frames_of(load_chunks(folder, times, wide, source_fps=10))
+    assert numbers_of(shown[:, :48]) == [1, 3, 5, 7, 8]
+
+
+def test_the_crop_reaches_the_clip(tmp_path):
+    image = write_image(tmp_path / "image.png", size=(128, 64))
+    left, right = (
+        frames_of(load_chunks(image, [0.0], Bucket(64, 64, 1), crop=crop))[0, 32, 32]
+        for crop in ((0.0, 0.0), (1.0, 0.0))
+    )
+    assert left.argmax() == 0
+    assert right.argmax() == 1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from longcat_tune.cli import main
 from longcat_tune.data.images import read_image
-from longcat_tune.data.transforms import to_pixels
+from longcat_tune.data.transforms import to_chunks
 from longcat_tune.data.video import probe, read_frames, write_mp4
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
@@ -111,8 +111,9 @@ def test_the_render_s_first_frame_is_the_start_image(tmp_path: Path, monkeypatch
     vae = VideoAutoencoder.load(
         resolve_checkpoint(None, flavour="tiny"), dtype=torch.bfloat16, device=torch.device("cpu")
     )
-    pixels = to_pixels(read_image(MEDIA / "girl.png"), Bucket(128, 192, 1))
-    reconstruction = to_frames(vae.decode(vae.encode(pixels)))[0]
+    [picture] = to_chunks(read_image(MEDIA / "girl.png"), Bucket(128, 192, 1))
+    pixels = picture.float() / 127.5 - 1
+    reconstruction = to_frames(vae.decode(vae.encode([picture])))[0]
     assert psnr(written[0][0], reconstruction) >= 40
     # H.264 halves the resolution of colour, which costs a little.
     assert psnr(shown, reconstruction) >= 35

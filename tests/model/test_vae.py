@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from longcat_tune.data.demo import Scene, random_scene, render
 from longcat_tune.errors import CheckpointError, DataError
-from longcat_tune.model.vae import VideoAutoencoder, vae_identity
+from longcat_tune.model.vae import VideoAutoencoder, latent_channels, vae_identity
 
 TINY = Path(__file__).parents[2] / "longcat_tune" / "assets" / "tiny"
 COMMITTED = Path(__file__).parents[1] / "golden" / "data"
@@ -28,6 +31,20 @@ SHARED = Path(__file__).parents[3] / "shared" / "golden" / "model"
 GOLDEN = SHARED if SHARED.is_dir() else COMMITTED
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-3, "atol": 3e-4}
+
+PEAKS = """
+import resource
+import torch
+from diffusers import AutoencoderKLWan
+from longcat_tune.model.vae import VideoAutoencoder
+
+torch.set_num_threads(1)
+vae = VideoAutoencoder(AutoencoderKLWan(base_dim=4, num_res_blocks=1).eval())
+for num_chunks in (24, 234):
+    vae.encode(torch.zeros(3, 4 if number else 1, 64, 64, dtype=torch.uint8) for number in range(num_chunks))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+"""Encodes two clips and prints the greatest memory so far, in KB, after each."""
 
 needs_golden_vae = pytest.mark.skipif(
     not (GOLDEN / "weights_vae.safetensors").is_file(), reason="needs ../shared/golden/model"
@@ -55,7 +72,21 @@ def golden(name: str) -> dict[str, Tensor]:
 
 def clip(scene: Scene, width: int, height: int, num_frames: int) -> Tensor:
     frames_FHW3 = torch.from_numpy(render(scene, width, height, num_frames))
-    return frames_FHW3.permute(3, 0, 1, 2).float() / 127.5 - 1
+    return frames_FHW3.permute(3, 0, 1, 2)
+
+
+def pixels_of(frames_CFHW: Tensor) -> Tensor:
+    return frames_CFHW.float() / 127.5 - 1
+
+
+def chunks_of(frames_CFHW: Tensor) -> Iterator[Tensor]:
+    """The first frame, then four at a time."""
+    for last in range(0, frames_CFHW.shape[1], 4):
+        yield frames_CFHW[:, max(0, last - 3) : last + 1]
+
+
+def encoded(vae: VideoAutoencoder, frames_CFHW: Tensor) -> Tensor:
+    return vae.encode(chunks_of(frames_CFHW))
 
 
 def decibels(got: Tensor, expected: Tensor) -> float:
@@ -105,30 +136,48 @@ def test_decoded_video_equals_official():
 
 
 def test_encode_is_the_normalised_mode():
-    pixels = clip(Scene("circle", "red", "right", "blue"), 64, 48, 5)
-    mean, _ = tiny_vae().encode_posterior(pixels)
-    torch.testing.assert_close(tiny_vae().encode(pixels), tiny_vae().normalize(mean))
+    frames = clip(Scene("circle", "red", "right", "blue"), 64, 48, 5)
+    mean, _ = tiny_vae().encode_posterior(pixels_of(frames))
+    torch.testing.assert_close(encoded(tiny_vae(), frames), tiny_vae().normalize(mean))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_frames", [1, 5, 17])
+def test_a_clip_encoded_as_it_comes_equals_the_whole_to_the_bit(dtype, num_frames):
+    vae = VideoAutoencoder.load(TINY, dtype=dtype, device=CPU)
+    frames = torch.randint(0, 256, (3, num_frames, 48, 64), dtype=torch.uint8)
+    mean, _ = vae.encode_posterior(pixels_of(frames))
+    assert torch.equal(encoded(vae, frames), vae.normalize(mean))
+    # Nothing is left of a clip that would colour the next.
+    assert torch.equal(encoded(vae, frames), vae.normalize(mean))
+
+
+def test_memory_does_not_grow_with_the_clip():
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    # The long clip's pixels are 46 MB, its encoder output as a whole 10 MB more.
+    assert long - short < 8000, f"{short} KB for 93 frames, {long} KB for 933"
 
 
 def test_first_latent_frame_is_that_of_the_first_frame_alone():
-    pixels = clip(Scene("square", "green", "down", "white"), 64, 64, 9)
-    latents = tiny_vae().encode(pixels)
-    torch.testing.assert_close(latents[:, :1], tiny_vae().encode(pixels[:, :1]), rtol=1e-5, atol=1e-5)
+    frames = clip(Scene("square", "green", "down", "white"), 64, 64, 9)
+    latents = encoded(tiny_vae(), frames)
+    torch.testing.assert_close(latents[:, :1], encoded(tiny_vae(), frames[:, :1]), rtol=1e-5, atol=1e-5)
 
 
 def test_miniature_reconstructs_unseen_clips():
     rng = np.random.default_rng(20270101)
     scores = []
     for width, height, num_frames in [(64, 64, 9)] * 4 + [(64, 64, 17)] * 2 + [(128, 96, 9)]:
-        pixels = clip(random_scene(rng), width, height, num_frames)
-        scores.append(decibels(tiny_vae().decode(tiny_vae().encode(pixels)), pixels))
+        frames = clip(random_scene(rng), width, height, num_frames)
+        scores.append(decibels(tiny_vae().decode(encoded(tiny_vae(), frames)), pixels_of(frames)))
     assert np.mean(scores) >= 26, [round(score, 1) for score in scores]
 
 
 def test_miniature_latents_have_unit_scale():
     rng = np.random.default_rng(20270102)
     latents = torch.cat(
-        [tiny_vae().encode(clip(random_scene(rng), 64, 64, 9)).flatten(1) for _ in range(12)], 1
+        [encoded(tiny_vae(), clip(random_scene(rng), 64, 64, 9)).flatten(1) for _ in range(12)], 1
     )
     assert latents.mean().abs() < 0.2
     assert 0.8 < latents.std() < 1.2
@@ -136,8 +185,8 @@ def test_miniature_latents_have_unit_scale():
 
 def test_miniature_posterior_sample_decodes_like_its_mode():
     # Image-to-video starts from a sample and must keep the image.
-    pixels = clip(Scene("triangle", "yellow", "still", "purple"), 64, 64, 1)
-    mean, std = tiny_vae().encode_posterior(pixels)
+    frames = clip(Scene("triangle", "yellow", "still", "purple"), 64, 64, 1)
+    mean, std = tiny_vae().encode_posterior(pixels_of(frames))
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
     from_mode, from_sample = (
         tiny_vae().decode(tiny_vae().normalize(latents)) for latents in (mean, mean + std * noise)
@@ -146,22 +195,23 @@ def test_miniature_posterior_sample_decodes_like_its_mode():
 
 
 def test_bf16_decodes_to_float32_near_the_same():
-    pixels = clip(Scene("circle", "red", "right", "blue"), 64, 64, 5)
+    frames = clip(Scene("circle", "red", "right", "blue"), 64, 64, 5)
+    pixels = pixels_of(frames)
     vae = VideoAutoencoder.load(TINY, dtype=torch.bfloat16, device=CPU)
-    latents = vae.encode(pixels)
+    latents = encoded(vae, frames)
     video = vae.decode(latents)
     assert latents.dtype == video.dtype == torch.float32
-    assert decibels(video, pixels) > decibels(tiny_vae().decode(tiny_vae().encode(pixels)), pixels) - 2
+    assert decibels(video, pixels) > decibels(tiny_vae().decode(encoded(tiny_vae(), frames)), pixels) - 2
 
 
 def test_tiling_is_close_and_only_changes_large_frames():
     tiled = VideoAutoencoder.load(TINY, dtype=torch.float32, device=CPU, tiling=True)
-    small = clip(Scene("circle", "red", "right", "blue"), 64, 64, 1)
-    torch.testing.assert_close(tiled.encode(small), tiny_vae().encode(small))
+    small = clip(Scene("circle", "red", "right", "blue"), 64, 64, 5)
+    torch.testing.assert_close(encoded(tiled, small), encoded(tiny_vae(), small))
     large = clip(Scene("circle", "red", "right", "blue"), 320, 288, 1)
-    video = tiled.decode(tiled.encode(large))
+    video = tiled.decode(encoded(tiled, large))
     assert video.shape == large.shape
-    assert decibels(video, tiny_vae().decode(tiny_vae().encode(large))) > 25
+    assert decibels(video, tiny_vae().decode(encoded(tiny_vae(), large))) > 25
 
 
 @pytest.mark.parametrize(
@@ -175,8 +225,23 @@ def test_tiling_is_close_and_only_changes_large_frames():
 )
 def test_sizes_that_would_be_cut_are_refused(shape, message):
     with pytest.raises(DataError) as caught:
-        tiny_vae().encode(torch.zeros(shape))
+        tiny_vae().encode_posterior(torch.zeros(shape))
     assert str(caught.value) == message
+
+
+def test_sizes_that_would_be_cut_are_refused_of_a_clip_that_is_encoded_as_it_comes():
+    with pytest.raises(DataError, match=r"width \(90\) must be a multiple of 8"):
+        tiny_vae().encode([torch.zeros(3, 1, 64, 90, dtype=torch.uint8)])
+    with pytest.raises(AssertionError):
+        tiny_vae().encode(torch.zeros(3, 5, 64, 64, dtype=torch.uint8).split(1, dim=1))
+
+
+def test_the_number_of_channels_is_read_without_loading(tmp_path):
+    assert latent_channels(TINY) == 16
+    config = copied(tmp_path) / "vae" / "config.json"
+    config.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: gives no z_dim, the number of channels"):
+        latent_channels(tmp_path)
 
 
 def test_identity_follows_content_not_place(tmp_path):

@@ -1,0 +1,234 @@
+"""What has to be in the caches of a run, and under which names; encodes nothing and reads no cached file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.run import RunConfig
+from longcat_tune.data.buckets import cover_size
+from longcat_tune.data.cache import (
+    LatentJob,
+    TextJob,
+    latent_key,
+    latents_path,
+    text_key,
+    text_path,
+)
+from longcat_tune.data.planning import clip_id
+from longcat_tune.data.sources import SourceIndex
+from longcat_tune.data.tasks import tasks_of
+from longcat_tune.data.transforms import CENTER
+from longcat_tune.model.text_encoder import features_width, text_encoder_identity
+from longcat_tune.model.vae import latent_channels, vae_identity
+from longcat_tune.model.weights import read_transformer_config
+from longcat_tune.runs.build import CheckpointFolders
+from longcat_tune.runs.plan import PlannedDataset, RunPlan
+from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
+
+EMPTY_PROMPT = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRequest:
+    """A render request with the files of its encodings.
+
+    Attributes:
+        request: what to render.
+        prompt_path: features of its prompt.
+        negative_path: features of its negative prompt.
+        cond_path: latents of its start image, if it has one.
+    """
+
+    request: RenderRequest
+    prompt_path: Path
+    negative_path: Path
+    cond_path: Path | None
+
+
+class CacheJobs:
+    """Collects jobs: whoever asks for a clip's cached files gets their paths, and the jobs are noted here.
+
+    Attributes:
+        folder: the run's own cache folder.
+        channels: of the latents.
+        latents: clips, conditioning images and start images, in the order of asking.
+        texts: captions and prompts, each once.
+
+    Args:
+        config: the run.
+        plan: what it trains on.
+        checkpoint: of the encoders, and of the transformer whose config they must fit.
+
+    Raises:
+        CheckpointError: an encoder's folder or one of its files is missing.
+    """
+
+    def __init__(self, config: RunConfig, plan: RunPlan, checkpoint: CheckpointFolders) -> None:
+        self.config = config
+        self.plan = plan
+        self.folder = config.output.output_dir / "cache"
+        self.text_folder = plan.text_cache or self.folder / "text"
+        self.channels = latent_channels(checkpoint.vae)
+        self.latents: list[LatentJob] = []
+        self._vae = f"{vae_identity(checkpoint.vae)} {config.model.vae_dtype}"
+        self._text_encoder = _text_encoder(config, checkpoint)
+        self._texts: dict[str, TextJob] = {}
+        self._indices: dict[Path, SourceIndex] = {}
+        self._sequence_fps = {
+            clip.record.path: clip.record.fps
+            for dataset in plan.held_out
+            for clip in dataset.plan.clips
+            if clip.record.kind == "sequence"
+        }
+
+    @property
+    def texts(self) -> list[TextJob]:
+        """Captions and prompts, each once."""
+        return list(self._texts.values())
+
+    def training_set(self, dataset: PlannedDataset) -> TrainingSet:
+        """One dataset to train on.
+
+        Raises:
+            DataError: a clip can no longer be read.
+        """
+        entry = dataset.entry
+        return TrainingSet(
+            dataset_id=entry.id,
+            samples=tuple(self.sample(entry, clip) for clip in dataset.plan.clips),
+            uses_per_epoch=entry.repeats + 1,
+            probability=entry.probability,
+            start_step=entry.start_step,
+            end_step=entry.end_step,
+            tasks=tasks_of(entry),
+        )
+
+    def sample(self, entry: DatasetEntry, clip: PlannedClip) -> CachedSample:
+        """One clip to train on, with its captions and its conditioning image.
+
+        Raises:
+            DataError: the clip or the image can no longer be read.
+        """
+        record, image = clip.record, clip.record.conditioning
+        return CachedSample(
+            clip_id=clip_id(clip),
+            bucket=clip.bucket,
+            latents_paths=self._latents(
+                self.clip_folder(entry),
+                record.path,
+                [clip.picks(window) for window in clip.windows],
+                clip.bucket,
+                name=clip_id(clip),
+                crop=_effective_crop(clip),
+                source_fps=record.fps if record.kind == "sequence" else None,
+            ),
+            cond_latents_path=None if image is None else self.image(image, clip.bucket, crop=clip.crop),
+            text_paths=tuple([self.text(caption) for caption in record.captions]),
+        )
+
+    def request(self, request: RenderRequest) -> CachedRequest:
+        """One render, with its prompts and its start image.
+
+        Raises:
+            DataError: the start image cannot be read.
+        """
+        image = request.start_image
+        return CachedRequest(
+            request=request,
+            prompt_path=self.text(request.prompt),
+            negative_path=self.text(request.negative_prompt),
+            cond_path=None if image is None else self.image(image, request.size, frame=request.start_frame),
+        )
+
+    def clip_folder(self, entry: DatasetEntry) -> Path:
+        """Where the latents of a dataset belong."""
+        return entry.cache_dir_vae or self.folder / "vae" / entry.id
+
+    def image(self, image: Path, size: Bucket, *, frame: int = 0, crop: tuple[float, float] = CENTER) -> Path:
+        """Ask for a start image, in the cache of the conditioning dataset that it is part of, if any.
+
+        Args:
+            image: an image or a clip.
+            size: what it is brought to.
+            frame: which one of a clip, counted at the run's framerate.
+            crop: as in LatentJob.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        entry = self.plan.conditioning_entry(image)
+        [path] = self._latents(
+            self.folder / "vae" / "start-images" if entry is None else self.clip_folder(entry),
+            image,
+            [FramePicks(frame, 1, self.config.data.framerate)],
+            Bucket(size.width, size.height, 1),
+            name=image.name,
+            crop=crop,
+            source_fps=self._sequence_fps.get(image),
+        )
+        return path
+
+    def text(self, caption: str) -> Path:
+        """Ask for text features; returns where they will be."""
+        job = self._texts.get(caption)
+        if job is None:
+            path = text_path(self.text_folder, text_key(caption, encoder=self._text_encoder))
+            job = self._texts[caption] = TextJob(caption, path)
+        return job.path
+
+    def remember_sources(self) -> None:
+        """Keep the content hashes for the next run.
+
+        Raises:
+            UserError: a cache folder cannot be written to.
+        """
+        for index in self._indices.values():
+            index.save()
+
+    def _latents(
+        self,
+        folder: Path,
+        source: Path,
+        windows: Sequence[FramePicks],
+        bucket: Bucket,
+        *,
+        name: str,
+        crop: tuple[float, float],
+        source_fps: float | None,
+    ) -> tuple[Path, ...]:
+        """Ask for the latents of one or more windows of a clip; returns where they will be."""
+        if folder not in self._indices:
+            self._indices[folder] = SourceIndex(folder)
+        content = self._indices[folder].content(source)
+        paths = []
+        for picks in windows:
+            key = latent_key(
+                content, picks=picks, bucket=bucket, crop=crop, source_fps=source_fps, encoder=self._vae
+            )
+            path = latents_path(folder, key)
+            self.latents.append(LatentJob(name, source, picks, bucket, crop, source_fps, path))
+            paths.append(path)
+        return tuple(paths)
+
+
+def _effective_crop(clip: PlannedClip) -> tuple[float, float]:
+    """The crop, centred where nothing is cut: any other place would give the same pixels another name."""
+    bucket, record = clip.bucket, clip.record
+    width, height = cover_size(record.width, record.height, bucket.width, bucket.height)
+    return (
+        CENTER[0] if width == bucket.width else clip.crop[0],
+        CENTER[1] if height == bucket.height else clip.crop[1],
+    )
+
+
+def _text_encoder(config: RunConfig, checkpoint: CheckpointFolders) -> str:
+    """Everything but the caption that text features depend on, their width after zero padding included."""
+    model = config.model
+    width = features_width(checkpoint.text_encoder, choice=model.text_encoder)
+    if model.text_encoder_zero_pad:
+        width = read_transformer_config(checkpoint.transformer)["caption_channels"]
+    return f"{text_encoder_identity(checkpoint.text_encoder)} {model.text_encoder_1_precision} {width}"

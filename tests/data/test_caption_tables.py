@@ -77,11 +77,14 @@ def test_files_are_found_with_their_extension_or_without(tmp_path, table_format)
     ]
     several = captions(tmp_path, written(tmp_path, table_format, rows))
     (tmp_path / "a.v2").mkdir()
+    (tmp_path / "a.v3").mkdir()
     assert of(several, "a.mp4") == ("Of a.mp4.",)
     assert of(several, "a.mov") == ("Of any other a.",)
     assert of(several, "sub/gro\u0308ßer.v2.mp4") == ("Größer, höher.",)
     assert of(several, "b.mp4") == ("Of b.",)
     assert of(several, "a.v2") == ("Of a folder.",)
+    with pytest.raises(UnusableFileError, match=rf"no filename in .*\.{table_format} is a\.v3;"):
+        of(several, "a.v3")
 
 
 @pytest.mark.parametrize("table_format", FORMATS)

@@ -95,7 +95,8 @@ def table(fields: Mapping[str, FieldInfo]) -> str:
     rows = ["| key | default | accepts | meaning |", "| --- | --- | --- | --- |"]
     for key, field in fields.items():
         note = describe.so_far(field)
-        meaning = f"{field.description} *{note[0].upper()}{note[1:]}.*" if note else str(field.description)
+        meaning = re.sub(r"<(?=\w)", r"\<", str(field.description))  # <id> would be taken for HTML
+        meaning += f" *{note[0].upper()}{note[1:]}.*" if note else ""
         cells = (f"`{key}`", f"`{describe.default(field)}`", describe.accepts(field), meaning)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"

@@ -1,39 +1,59 @@
-"""LoRA files: ours is written, PEFT's and Meituan's are read, into one form that the model's LoRA takes.
+"""LoRA files: read from any known format into one form, written in any, and every write proved.
 
-Knows names, matrices and scales; never a model.
+A file replaces the former one only after it was read back and gave the same update. Knows names, matrices and
+scales; never a model.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longcat_tune.checkpoint.key_maps import (
-    EXPECTED,
-    WRITTEN_PREFIX,
-    PartName,
-    is_official,
-    official_name,
-    peft_name,
-    written_key,
+from longcat_tune.checkpoint.lora_reader import LoraLayout, OpenLora, open_lora
+from longcat_tune.checkpoint.lora_update import LoraUpdate, relative_difference
+from longcat_tune.checkpoint.lora_writer import (
+    AS_IT_IS,
+    LoraFormat,
+    NamedTensors,
+    OfficialChoices,
+    format_tensors,
+    require_representable,
 )
+from longcat_tune.checkpoint.peft_config import DIFFUSERS_KEY, OWN_KEY, adapter_metadata
+from longcat_tune.checkpoint.tensor_stream import Layout, in_order, write_tensor_stream
 from longcat_tune.errors import CheckpointError
-from longcat_tune.files import write_tensors_atomically
-
-logger = logging.getLogger(__name__)
+from longcat_tune.files import write_atomically
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-FORMAT = "1"
-Parts = dict[str, dict[str, Tensor]]
+LORA_FILES: Mapping[LoraFormat, str] = {
+    "peft": LORA_FILE,
+    "official": "lora.official.safetensors",
+    "comfyui": "lora.comfyui.safetensors",
+    "diffsynth": "lora.diffsynth.safetensors",
+}
+"""What a format's file is called in the folder of a checkpoint."""
+
+FORMAT_VERSION = "1"
+TOLERANCE = 1e-6
+"""How far what is read back may be from what was to be written, relative to the update's norm."""
+
+OFFICIAL_RANK_KEY = "lora_network_dim"
+"""Under which an official file says what Meituan's loader must be given as the argument of this name."""
+
+OF_ONE_FILE = {
+    "format",
+    "rank",
+    OWN_KEY,
+    DIFFUSERS_KEY,
+    OFFICIAL_RANK_KEY,
+    "longcat_tune_format",
+    "longcat_tune_layout",
+}
+"""Metadata that describes a file's own tensors and is not carried over into another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,160 +61,170 @@ class LoraWeights:
     """A LoRA by itself: the update of a module is alpha / rank * B @ A.
 
     Attributes:
-        weights: `<module>.lora_A.weight` [rank, in] and `<module>.lora_B.weight` [out, rank] of every module.
+        weights: `<module>.lora_A.weight` [rank, in] and `<module>.lora_B.weight` [out, rank] of every module;
+            of a DoRA also `<module>.lora_magnitude_vector` [out].
         alphas: per module.
         metadata: what the file says about itself.
+        layout: the format it was read from.
     """
 
     weights: dict[str, Tensor]
     alphas: dict[str, float]
     metadata: dict[str, str] = field(default_factory=dict)
+    layout: LoraLayout = "peft"
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank per module."""
         return {name: self.weights[f"{name}.lora_A.weight"].shape[0] for name in self.alphas}
 
+    @property
+    def has_dora(self) -> bool:
+        """Whether any module has a magnitude."""
+        return any(f"{name}.lora_magnitude_vector" in self.weights for name in self.alphas)
 
-def write_lora(path: Path, lora: LoraWeights) -> None:
-    """Write a PEFT-named file whose metadata also holds rank, alpha and format.
+    def update(self, module: str) -> LoraUpdate:
+        """One module's matrices; nothing is copied."""
+        down = self.weights[f"{module}.lora_A.weight"]
+        return LoraUpdate(
+            down,
+            self.weights[f"{module}.lora_B.weight"],
+            self.alphas[module] / down.shape[0],
+            self.weights.get(f"{module}.lora_magnitude_vector"),
+        )
+
+    def updates(self) -> Iterator[tuple[str, LoraUpdate]]:
+        """All modules, one after the other."""
+        for module in self.alphas:
+            yield module, self.update(module)
+
+
+def write_lora_files(folder: Path, lora: LoraWeights, formats: Sequence[LoraFormat]) -> tuple[Path, ...]:
+    """Write a LoRA in several formats, each under its own name; see `write_lora`.
+
+    Args:
+        folder: made when missing.
+        lora: what to write.
+        formats: at least one.
+
+    Returns:
+        The files, in the order of the formats.
+
+    Raises:
+        ConfigError: a format cannot hold this LoRA; nothing is written then.
+        CheckpointError: a file did not give back what was written.
+        UserError: the folder cannot be written to or the disk is full.
+    """
+    for form in formats:
+        require_representable(form, lora.alphas, dora=lora.has_dora)
+    paths = [folder / LORA_FILES[form] for form in formats]
+    for path, form in zip(paths, formats, strict=True):
+        write_lora(path, lora, form)
+    return tuple(paths)
+
+
+def write_lora(
+    path: Path, lora: LoraWeights, form: LoraFormat = "peft", choices: OfficialChoices = AS_IT_IS
+) -> None:
+    """Write one file, read it back and compare, then put it in its place; layer by layer.
 
     Args:
         path: created or replaced in one step.
         lora: its metadata tells what the caller knows: targets, base model, step.
+        form: the format.
+        choices: for the format official.
 
     Raises:
+        ConfigError: the format cannot hold this LoRA, or a choice does not fit it.
+        CheckpointError: the file did not give back what was written; a former file is left as it was.
         UserError: the folder cannot be written to or the disk is full.
     """
-    metadata = {
-        **lora.metadata,
-        # `format` is safetensors' own: loaders of other libraries refuse anything but pt there.
-        "format": "pt",
-        "longcat_tune_format": FORMAT,
-        "rank": _uniform_json(lora.ranks),
-        "alpha": _uniform_json(lora.alphas),
-    }
-    write_tensors_atomically(
-        path, {written_key(key): weight for key, weight in lora.weights.items()}, metadata
-    )
+    require_representable(form, lora.alphas, dora=lora.has_dora)
+    tensors = format_tensors(form, lora.updates, choices)
+    layouts = in_order({name: Layout.of(tensor) for name, tensor in tensors()})
+
+    def write(part: Path) -> None:
+        write_tensor_stream(
+            part, layouts, _by_size(layouts.values(), tensors), _metadata(lora, form, layouts)
+        )
+        _require_same(part, lora, form)
+
+    write_atomically(path, write)
 
 
 def read_lora(path: Path) -> LoraWeights:
     """Read a LoRA of any known format; an official one's separate chunks become one block-diagonal matrix.
 
     Args:
-        path: a safetensors file, or a folder that holds `pytorch_lora_weights.safetensors`.
+        path: a safetensors file, or a folder that holds one under a name of LORA_FILES.
 
     Raises:
         CheckpointError: the file is missing, damaged, incomplete or of a format that is not known.
     """
-    path = path / LORA_FILE if path.is_dir() else path
-    tensors, metadata = _read(path)
-    if any(is_official(key) for key in tensors):
-        return _from_official(path, _by_module(path, tensors, official_name), metadata)
-    return _from_peft(path, _by_module(path, tensors, peft_name), metadata)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        msg = f"LoRA file {path} {reason}; give a complete safetensors file"
-        raise CheckpointError(msg) from error
-
-
-def _by_module(path: Path, tensors: Mapping[str, Tensor], split: Callable[[str], PartName | None]) -> Parts:
-    modules: Parts = {}
-    for key, tensor in tensors.items():
-        name = split(key)
-        if name is None:
-            msg = f"LoRA file {path} holds {key}, which is not known here; expected keys like {EXPECTED}"
-            raise CheckpointError(msg)
-        modules.setdefault(name.module, {})[name.part] = tensor
-    if not modules:
-        msg = f"LoRA file {path} is empty; expected keys like {EXPECTED}"
-        raise CheckpointError(msg)
-    return modules
-
-
-def _from_peft(path: Path, modules: Parts, metadata: dict[str, str]) -> LoraWeights:
-    stated = _stated_alpha(path, metadata)
     weights: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
-    unscaled = 0
-    for name, parts in modules.items():
-        down, up = _required(path, name, parts, "lora_A", "lora_B")
-        _check_shapes(path, name, down, [up])
-        weights |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-        alpha = parts["alpha"].item() if "alpha" in parts else stated(name, down.shape[0])
-        unscaled += alpha is None
-        alphas[name] = float(down.shape[0] if alpha is None else alpha)
-    if unscaled:
-        logger.info("%s states no alpha for %d modules: alpha = rank is assumed", path, unscaled)
-    return LoraWeights(weights, alphas, metadata)
+    with open_lora(lora_file(path)) as file:
+        for module, update in file.updates():
+            weights[f"{module}.lora_A.weight"] = update.down
+            weights[f"{module}.lora_B.weight"] = update.up
+            if update.magnitude is not None:
+                weights[f"{module}.lora_magnitude_vector"] = update.magnitude
+            alphas[module] = update.scale * update.rank
+        return LoraWeights(weights, alphas, file.metadata, file.layout)
 
 
-def _from_official(path: Path, modules: Parts, metadata: dict[str, str]) -> LoraWeights:
-    """Source of the maths: longcat_video/modules/lora_utils.py; n chunks of the output share no rank."""
-    weights: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for name, parts in modules.items():
-        scale, down = _required(path, name, parts, "alpha_scale", "lora_down.weight")
-        chunks = sum(part.startswith("lora_up.blocks.") for part in parts)
-        up_names = [f"lora_up.blocks.{j}.weight" for j in range(chunks)] or ["lora_up.weight"]
-        ups = _required(path, name, parts, *up_names)
-        _check_shapes(path, name, down, ups)
-        weights |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": torch.block_diag(*ups)}
-        alphas[name] = scale.item() * down.shape[0]
-    return LoraWeights(weights, alphas, metadata)
+def lora_file(path: Path) -> Path:
+    """The file that a path means: of a folder, the first of LORA_FILES that it has."""
+    if not path.is_dir():
+        return path
+    files = [path / name for name in LORA_FILES.values()]
+    return next((file for file in files if file.is_file()), files[0])
 
 
-def _required(path: Path, module: str, parts: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    missing = [name for name in names if name not in parts]
-    if missing:
+def _by_size(layouts: Iterable[Layout], tensors: Callable[[], NamedTensors]) -> NamedTensors:
+    """The tensors in the order of `in_order`, without holding them: one pass for each size of number."""
+    for size in sorted({layout.dtype.itemsize for layout in layouts}, reverse=True):
+        yield from ((name, tensor) for name, tensor in tensors() if tensor.dtype.itemsize == size)
+
+
+def _metadata(lora: LoraWeights, form: LoraFormat, layouts: Mapping[str, Layout]) -> dict[str, str]:
+    metadata = {key: value for key, value in lora.metadata.items() if key not in OF_ONE_FILE} | {
+        # `format` is safetensors' own: loaders of other libraries refuse anything but pt there.
+        "format": "pt",
+        "longcat_tune_format": FORMAT_VERSION,
+        "longcat_tune_layout": form,
+    }
+    if form == "peft":
+        metadata["rank"] = _uniform_json(lora.ranks)
+        metadata[OWN_KEY] = _uniform_json(lora.alphas)
+        metadata[DIFFUSERS_KEY] = adapter_metadata(lora.ranks, lora.alphas, dora=lora.has_dora)
+    if form == "official":
+        ups = (layout for name, layout in layouts.items() if ".lora_up." in name)
+        metadata[OFFICIAL_RANK_KEY] = str(next(ups).shape[1])
+    return metadata
+
+
+def _require_same(path: Path, lora: LoraWeights, form: LoraFormat) -> None:
+    with open_lora(path) as file:
+        fault = _fault(file, lora)
+    if fault is not None:
         msg = (
-            f"LoRA file {path} is incomplete: {module} has {', '.join(parts)} but no {', '.join(missing)}; "
-            "fetch or write the file again"
-        )
-        raise CheckpointError(msg)
-    return [parts[name] for name in names]
-
-
-def _check_shapes(path: Path, module: str, down: Tensor, ups: list[Tensor]) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (down, *ups)]
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != sum(shape[1] for shape in shapes[1:]):
-        msg = (
-            f"LoRA file {path}: the matrices of {module} have shapes {', '.join(map(str, shapes))}, but the "
-            "first must have as many rows as the others have columns; only plain LoRA on linear layers is "
-            "known here"
+            f"the LoRA file of format {form} did not give back what was written to it ({fault}); a former "
+            "file is left as it was; check the disk, and that the weights are finite"
         )
         raise CheckpointError(msg)
 
 
-def _stated_alpha(path: Path, metadata: Mapping[str, str]) -> Callable[[str, int], float | None]:
-    """Find who states alpha, by module and rank: our metadata, diffusers' or the config PEFT puts beside."""
-    if "alpha" in metadata:
-        ours: Any = json.loads(metadata["alpha"])
-        return lambda name, rank: ours[name] if isinstance(ours, dict) else ours
-    config_file = path.with_name("adapter_config.json")
-    if "lora_adapter_metadata" in metadata:
-        config = json.loads(metadata["lora_adapter_metadata"])
-        config = {key.removeprefix(WRITTEN_PREFIX): value for key, value in config.items()}
-    elif config_file.is_file():
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    else:
-        return lambda name, rank: None
-    return lambda name, rank: _peft_alpha(config, name, rank)
-
-
-def _peft_alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Follow PEFT: the first pattern that ends the name wins; rank-stabilised scale is alpha / sqrt(rank)."""
-    patterns = config.get("alpha_pattern") or {}
-    matching = (alpha for regex, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({regex})", module))
-    alpha = next(matching, config["lora_alpha"])
-    return float(alpha * rank**0.5 if config.get("use_rslora") else alpha)
+def _fault(file: OpenLora, lora: LoraWeights) -> str | None:
+    """The first thing that differs."""
+    if different := sorted(file.shares.keys() ^ lora.alphas.keys()):
+        return f"{different[0]} is in one of both only"
+    for module, update in lora.updates():
+        difference = relative_difference(update, file.update(module))
+        # Written so that a NaN is a fault.
+        if not difference <= TOLERANCE:
+            return f"{module} differs by {difference:.1e} of its size"
+    return None
 
 
 def _uniform_json(values: Mapping[str, float]) -> str:

@@ -11,8 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from longcat_tune.checkpoint.lora_file import LoraWeights, read_lora, write_lora
+from longcat_tune.checkpoint.key_maps import lora_name
+from longcat_tune.checkpoint.lora_file import LORA_FILES, LoraWeights, read_lora, write_lora
 from longcat_tune.errors import CheckpointError, UserError
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora_targets import linear_layers
 
 NAMES = ("blocks.0.attn.qkv", "final_layer.adaLN_modulation.1")
 
@@ -53,15 +56,106 @@ def test_what_is_written_is_read_back(tmp_path: Path, alphas: dict[str, float]) 
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model.", "base_model.model."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "transformer.",
+        "diffusion_model.",
+        "base_model.model.",
+        "pipe.dit.",
+        "diffusion_model.transformer.",
+    ],
+)
 @pytest.mark.parametrize("adapter", ["", ".default"])
-def test_every_spelling_of_peft_is_read(tmp_path: Path, prefix: str, adapter: str) -> None:
+@pytest.mark.parametrize("parts", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
+def test_every_spelling_of_peft_is_read(
+    tmp_path: Path, prefix: str, adapter: str, parts: tuple[str, str]
+) -> None:
     renamed = {
-        prefix + key.replace(".weight", f"{adapter}.weight"): tensor for key, tensor in matrices().items()
+        prefix
+        + key.replace(".weight", f"{adapter}.weight")
+        .replace("lora_A", parts[0])
+        .replace("lora_B", parts[1]): tensor
+        for key, tensor in matrices().items()
     }
     lora = read_lora(saved(tmp_path / "lora.safetensors", renamed))
     assert same(lora.weights, matrices())
     assert lora.alphas == dict.fromkeys(NAMES, 2.0)
+    assert lora.layout == "peft"
+
+
+@pytest.mark.parametrize("start", ["lora_unet_", "lora_unet__"])
+def test_names_of_musubi_tuner_get_their_dots_back(tmp_path: Path, start: str) -> None:
+    tensors = {}
+    for key, tensor in matrices().items():
+        module, part = key.split(".lora_")
+        part = part.replace("A", "down").replace("B", "up")
+        tensors[f"{start}{module.replace('.', '_')}.lora_{part}"] = tensor
+        tensors[f"{start}{module.replace('.', '_')}.alpha"] = torch.tensor(1.0)
+    lora = read_lora(saved(tmp_path / "lora.safetensors", tensors))
+    assert same(lora.weights, matrices())
+    assert lora.alphas == dict.fromkeys(NAMES, 1.0)
+    assert lora.layout == "musubi"
+
+
+def test_every_layer_of_the_model_has_one_name_of_musubi_tuner() -> None:
+    with torch.device("meta"):
+        names = list(linear_layers(LongCatVideoTransformer(depth=2)))
+    for name in names:
+        found = lora_name(f"lora_unet_{name.replace('.', '_')}.lora_down.weight")
+        assert found == (name, "lora_A")
+
+
+def split(shared: bool, parts: str = "qkv") -> dict[str, Tensor]:
+    """The self-attention of a ComfyUI file, each part with a rank of its own unless they share A."""
+    generator = Generator().manual_seed(2)
+    common = torch.randn(2, 6, generator=generator)
+    tensors = {}
+    for number, part in enumerate(parts):
+        rank = 2 if shared else 2 + number
+        base = f"diffusion_model.blocks.0.self_attn.{part}"
+        tensors[f"{base}.lora_A.weight"] = common if shared else torch.randn(rank, 6, generator=generator)
+        tensors[f"{base}.lora_B.weight"] = torch.randn(4, rank, generator=generator)
+        tensors[f"{base}.alpha"] = torch.tensor(1.0 if shared else 1.0 + number)
+    return tensors
+
+
+def split_update(tensors: dict[str, Tensor]) -> Tensor:
+    rows = []
+    for part in "qkv":
+        base = f"diffusion_model.blocks.0.self_attn.{part}"
+        if f"{base}.alpha" not in tensors:
+            rows.append(torch.zeros(4, 6))
+            continue
+        down, up = tensors[f"{base}.lora_A.weight"], tensors[f"{base}.lora_B.weight"]
+        rows.append(tensors[f"{base}.alpha"] / down.shape[0] * up @ down)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize(
+    ("shared", "parts", "rank"), [(True, "qkv", 2), (False, "qkv", 9), (True, "qv", 2), (False, "kv", 5)]
+)
+def test_split_parts_are_fused_and_a_missing_one_stays_unchanged(
+    tmp_path: Path, shared: bool, parts: str, rank: int
+) -> None:
+    tensors = split(shared, parts)
+    lora = read_lora(saved(tmp_path / "lora.safetensors", tensors))
+    assert lora.layout == "comfyui"
+    assert lora.ranks == {NAMES[0]: rank}
+    a, b = lora.weights[f"{NAMES[0]}.lora_A.weight"], lora.weights[f"{NAMES[0]}.lora_B.weight"]
+    torch.testing.assert_close(
+        lora.alphas[NAMES[0]] / rank * b @ a, split_update(tensors), atol=1e-6, rtol=1e-6
+    )
+
+
+def test_a_folder_gives_the_best_file_it_has(tmp_path: Path) -> None:
+    lora = LoraWeights(matrices(), dict.fromkeys(NAMES, 1.0))
+    for form in ("comfyui", "official", "peft"):
+        write_lora(tmp_path / LORA_FILES[form], lora, form)
+        assert read_lora(tmp_path).layout == form
+    with pytest.raises(CheckpointError, match=r"pytorch_lora_weights\.safetensors does not exist"):
+        read_lora(tmp_path.parent)
 
 
 def test_alpha_is_taken_from_whoever_states_it(tmp_path: Path) -> None:
@@ -114,12 +208,37 @@ def without(tensors: dict[str, Tensor], ending: str) -> dict[str, Tensor]:
     ("tensors", "message"),
     [
         (
-            {"blocks.0.attn.qkv.hada_w1": torch.ones(2)},
-            r"hada_w1, which is not known here; expected keys like transformer\.blocks.* or lora___lora",
+            {"blocks.0.attn.qkv.diff": torch.ones(2)},
+            r"qkv.diff, which is not known here; expected keys like transformer\.blocks.*lora___.*lora_unet",
+        ),
+        ({"blocks.0.attn.qkv.hada_w1": torch.ones(2)}, r"hada_w1, which is of a LoHa; expected keys like"),
+        (
+            matrices() | {"blocks.0.attn.qkv.dora_scale": torch.ones(12)},
+            "holds blocks.0.attn.qkv.dora_scale, which is of DoRA as ComfyUI names it",
         ),
         (
-            matrices() | {"blocks.0.attn.qkv.lora_magnitude_vector": torch.ones(2)},
-            "holds blocks.0.attn.qkv.lora_magnitude_vector, which is not known here",
+            matrices() | {f"transformer.{NAMES[0]}.lora_A.weight": torch.ones(2, 6)},
+            r"holds .*blocks\.0\.attn\.qkv\.lora_A\.weight and .*, which mean the same",
+        ),
+        (
+            matrices() | split(shared=True),
+            "holds blocks.0.attn.qkv whole and in parts; write it with one of the two",
+        ),
+        (
+            split(shared=True) | {"blocks.0.self_attn.k.lora_B.weight": torch.ones(5, 2)},
+            "mean the same",
+        ),
+        (
+            split(shared=True, parts="q")
+            | {
+                "blocks.0.self_attn.k.lora_A.weight": torch.ones(2, 6),
+                "blocks.0.self_attn.k.lora_B.weight": torch.ones(5, 2),
+            },
+            "qkv: its parts must have equal sizes, but take and give 6 to 4, 6 to 5 values",
+        ),
+        (
+            split(shared=True) | {"blocks.0.self_attn.q.lora_magnitude_vector": torch.ones(4)},
+            "qkv: it is split and has a magnitude; DoRA is only known on whole layers",
         ),
         (without(matrices(), "qkv.lora_B.weight"), "incomplete: blocks.0.attn.qkv has lora_A but no lora_B"),
         (without(official(3), "alpha_scale"), "incomplete: blocks.0.attn.qkv has .* but no alpha_scale"),

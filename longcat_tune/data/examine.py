@@ -15,7 +15,8 @@ from longcat_tune.data.listing import FoundFile, Kind
 from longcat_tune.data.prefetch import mapped_ahead
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.sequences import sequence_size
-from longcat_tune.data.sources import Probe, SourceIndex
+from longcat_tune.data.source_rows import Probe
+from longcat_tune.data.sources import SourceIndex
 from longcat_tune.data.video import VideoBackend, probe
 from longcat_tune.log import progress
 

@@ -16,7 +16,8 @@ from longcat_tune.config.datasets import DatasetType
 from longcat_tune.data.images import IMAGE_EXTENSIONS
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.sequences import numbered_pictures, require_each_number_once
-from longcat_tune.data.sources import Stamp, stamp_of_pictures
+from longcat_tune.data.source_rows import Stamp
+from longcat_tune.data.sources import stamp_of_pictures
 
 Kind = Literal["video", "image", "sequence"]
 

@@ -7,65 +7,33 @@ is lost, torn or written by another version is learned again. Knows nothing of h
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from longcat_tune.data.sequences import sequence_pictures
+from longcat_tune.data.source_rows import (
+    Facts,
+    Probe,
+    Stamp,
+    facts_of,
+    line_of,
+    probe_of,
+    probe_text,
+    read_rows,
+    row_of,
+)
 from longcat_tune.errors import DataError, UserError
 from longcat_tune.files import explained_disk_errors, write_atomically
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "sources.jsonl"
-DECODER = json.JSONDecoder()
-NO_PATH = ""
 COMPACTED_FROM = 1000
 """Lines below which the file is not worth rewriting, however many of them are stale."""
-
-
-class Stamp(NamedTuple):
-    """What must be the same for a file to count as the same.
-
-    Attributes:
-        size: in bytes; of a folder of pictures, of all of them.
-        version: modification time in nanoseconds; of a folder of pictures, a hash over the names, sizes and
-            modification times.
-    """
-
-    size: int
-    version: int
-
-
-class Probe(NamedTuple):
-    """What an examined file was found to hold.
-
-    Attributes:
-        reader: who examined it, by which rules; another reader must look for itself.
-        width: in pixels as shown.
-        height: in pixels as shown.
-        frames: pictures in it.
-        seconds: duration by presentation time; 0 where the file itself has none.
-    """
-
-    reader: str
-    width: int
-    height: int
-    frames: int
-    seconds: float
-
-
-class _Facts(NamedTuple):
-    """What is known of one file at one stamp."""
-
-    stamp: Stamp
-    content: str | None
-    probe: Probe | None
 
 
 class SourceIndex:
@@ -78,15 +46,16 @@ class SourceIndex:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
-        self.rows, self.lines = _read_rows(self.path)
+        self.rows, self.lines = _read(self.path)
         self.unsaved: set[str] = set()
         self.kept = time.monotonic()
         self.told = False
 
     def probed(self, path: Path, stamp: Stamp, reader: str) -> Probe | None:
         """Recall what this reader found in a file, if its stamp is still this one."""
-        facts = self._facts(_key(path), stamp)
-        return facts.probe if facts.probe is not None and facts.probe.reader == reader else None
+        text = self._facts(_key(path), stamp).probe
+        probe = None if text is None else probe_of(text)
+        return probe if probe is not None and probe.reader == reader else None
 
     def remember(self, path: Path, stamp: Stamp, probe: Probe) -> None:
         """Note what was found in a file.
@@ -97,7 +66,7 @@ class SourceIndex:
             probe: the finding.
         """
         key = _key(path)
-        self._note(key, self._facts(key, stamp)._replace(probe=probe))
+        self._note(key, self._facts(key, stamp)._replace(probe=probe_text(probe)))
 
     def content(self, path: Path) -> str:
         """Return the content hash of a file, or of a folder of numbered pictures with their names.
@@ -125,7 +94,7 @@ class SourceIndex:
         """
         if self.unsaved:
             # A kill may have left a torn line without an end; an empty line more does no harm.
-            lines = [f"\n{_line(key, self.rows[key])}" for key in sorted(self.unsaved)]
+            lines = [f"\n{line_of(key, self.rows[key])}" for key in sorted(self.unsaved)]
             _append(self.path, "".join(lines) + "\n")
             self.lines += len(lines)
             self.unsaved.clear()
@@ -151,13 +120,13 @@ class SourceIndex:
                 logger.warning("%s; until then every file is examined again in each run", error)
                 self.told = True
 
-    def _facts(self, key: str, stamp: Stamp) -> _Facts:
+    def _facts(self, key: str, stamp: Stamp) -> Facts:
         row = self.rows.get(key)
-        facts = None if row is None else _parsed(row)
-        return facts if facts is not None and facts.stamp == stamp else _Facts(stamp, None, None)
+        facts = None if row is None else facts_of(row)
+        return facts if facts is not None and facts.stamp == stamp else Facts(stamp, None, None)
 
-    def _note(self, key: str, facts: _Facts) -> None:
-        self.rows[key] = _row(facts)
+    def _note(self, key: str, facts: Facts) -> None:
+        self.rows[key] = row_of(facts)
         self.unsaved.add(key)
 
     def _compact(self) -> None:
@@ -165,9 +134,9 @@ class SourceIndex:
 
         What they add between our reading and our replacing is lost, which only costs them work.
         """
-        rows, _ = _read_rows(self.path)
+        rows, _ = _read(self.path)
         self.rows.update(rows)
-        sound = [_line(key, row) for key, row in self.rows.items() if _parsed(row) is not None]
+        sound = [line_of(key, row) for key, row in self.rows.items() if facts_of(row) is not None]
         write_atomically(self.path, lambda part: part.write_text("\n".join([*sound, ""]), encoding="ascii"))
         self.lines = len(self.rows)
 
@@ -228,67 +197,15 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} cannot be read ({error.strerror}); restore it or remove it from the dataset")
 
 
-def _read_rows(path: Path) -> tuple[dict[str, str], int]:
-    """The unparsed rest of the last line about each path, and how many lines there are."""
-    rows: dict[str, str] = {}
-    count = 0
+def _read(path: Path) -> tuple[dict[str, str], int]:
+    """What `read_rows` gives, and nothing where there is no file yet."""
     try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            for key, row in map(_split, file):
-                rows[key] = _merged(rows[key], row) if key in rows else row
-                count += 1
+        return read_rows(path)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # nothing is remembered yet
+        return {}, 0
     except OSError as error:
         logger.warning("%s cannot be read (%s); every file is examined again", path, error.strerror)
-    rows.pop(NO_PATH, None)
-    return rows, count
-
-
-def _split(line: str) -> tuple[str, str]:
-    """The path at the start of a line and what follows; NO_PATH when it is empty, torn or not ours."""
-    try:
-        key, end = DECODER.raw_decode(line, 1)
-    except ValueError:
-        return NO_PATH, ""
-    return (key, line[end + 1 :].rstrip("\n")) if isinstance(key, str) else (NO_PATH, "")
-
-
-def _merged(earlier: str, later: str) -> str:
-    """The later of two rows about one path, with what it lacks; two processes may know different halves."""
-    old, new = _parsed(earlier), _parsed(later)
-    if old is None or new is None or old.stamp != new.stamp:
-        return earlier if new is None else later
-    return _row(_Facts(new.stamp, new.content or old.content, new.probe or old.probe))
-
-
-def _row(facts: _Facts) -> str:
-    return json.dumps([*facts.stamp, facts.content, facts.probe], separators=(",", ":"))[1:]
-
-
-def _line(key: str, row: str) -> str:
-    return f"[{json.dumps(key)},{row}"
-
-
-def _parsed(row: str) -> _Facts | None:
-    """What a row says; None when it was torn or written by other rules."""
-    try:
-        values = json.loads(f"[{row}")
-    except ValueError:
-        return None
-    match values:
-        case [int(size), int(version), str() | None as content, probe]:
-            return _Facts(Stamp(size, version), content, _parsed_probe(probe))
-        case _:
-            return None
-
-
-def _parsed_probe(values: object) -> Probe | None:
-    match values:
-        case [str(reader), int(width), int(height), int(frames), float(seconds)]:
-            return Probe(reader, width, height, frames, seconds)
-        case _:
-            return None
+        return {}, 0
 
 
 def _append(path: Path, text: str) -> None:

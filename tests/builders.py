@@ -51,3 +51,8 @@ def video_entry(clips: Path, **changes: Any) -> dict[str, Any]:
         "instance_data_dir": str(clips),
         "video": {"num_frames": 9},
     } | changes
+
+
+def stills_entry(stills: Path, **changes: Any) -> dict[str, Any]:
+    """One entry of start images."""
+    return {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)} | changes

@@ -3,49 +3,69 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
+from typing import Any
 
-from longcat_tune.config.run import RunConfig, require_training_length
+from longcat_tune.config.run import RunConfig
+from longcat_tune.errors import ConfigError
 from longcat_tune.log import output
-from longcat_tune.runs.build import find_local_checkpoint, require_transformer
-from longcat_tune.runs.plan import describe, make_plan
-from longcat_tune.runs.report import accounting_lines, bucket_table, plan_report, render_lines
-from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.preflight import Preflight, preflight
+from longcat_tune.runs.problems import config_problems, counted, problem_lines, raise_problems
+from longcat_tune.runs.report import plan_report
+from longcat_tune.runs.report_text import bucket_table, dataset_lines, notice_lines, render_lines, step_lines
 
-logger = logging.getLogger(__name__)
+UNLIMITED = 1000
+"""Columns; more than any table needs."""
 
 
 def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
-    """Show the plan of a run.
+    """Show the plan of a run, and all that is wrong with it.
 
     Args:
         config: what was asked.
         config_dir: where relative paths of the config start.
-        as_json: for machines; the same content.
+        as_json: for machines; the same content as one object and nothing else, also when there are problems.
 
     Raises:
-        DataError: at least one file cannot be used.
-        ConfigError: the length of the training is not given.
-        UserError: the plan cannot be made at all, or does not fit the model.
+        DataError: there is at least one problem.
+        ConfigError: the data file is wrong; then there is no plan.
     """
-    plan = make_plan(config, config_dir=config_dir)
-    requests = plan_requests(config.validation, plan.render_source)
-    checkpoint = find_local_checkpoint(config.model)
-    report = plan_report(plan, requests, checkpoint)
+    try:
+        flight = preflight(config, config_dir=config_dir, trains=True)
+    except ConfigError as error:
+        if as_json:
+            _show_json({"problems": [problem.as_json() for problem in config_problems(error)]})
+        raise
+    report = plan_report(flight.plan, flight.requests, flight.checkpoint, config.training)
+    problems = flight.problems
     if as_json:
-        output.print(json.dumps(report, indent=2, ensure_ascii=False), markup=False, highlight=False)
+        _show_json(report | {"problems": [problem.as_json() for problem in problems]})
     else:
-        output.print(bucket_table(report))
-        lines = [
-            *accounting_lines(report),
-            *render_lines(requests, framerate=config.data.framerate),
-            *(f"refused {describe(refusal)}" for refusal in plan.refusals),
-        ]
-        output.print("\n".join(lines), markup=False, highlight=False)
-    plan.require_sound(told=True)
-    require_training_length(config)
-    if checkpoint is None:
-        logger.info("the weights were not looked for: they come from the hub, and train downloads them")
-    else:
-        require_transformer(config.lora, checkpoint.transformer)
+        _show(flight, report, framerate=config.data.framerate)
+    raise_problems(problems, told=True)
+    if not as_json:
+        output.print("No problems.")
+
+
+def _show(flight: Preflight, report: dict[str, Any], *, framerate: float) -> None:
+    table = bucket_table(report)
+    if not output.is_terminal:
+        # A file or a pipe is as wide as it must be; squeezed columns are hard to read and to search.
+        table.width = output.measure(table, options=output.options.update(width=UNLIMITED)).maximum
+    output.print(table)
+    lines = [
+        *dataset_lines(report),
+        *step_lines(report),
+        *render_lines(flight.requests, framerate=framerate),
+        *notice_lines(report),
+    ]
+    if flight.problems:
+        lines += [f"{counted(flight.problems)}:", *(f"  {line}" for line in problem_lines(flight.problems))]
+    elif flight.checkpoint is None:
+        lines.append("the weights were not looked for: they come from the hub, and train downloads them")
+    output.print("\n".join(lines), markup=False, highlight=False)
+
+
+def _show_json(report: dict[str, Any]) -> None:
+    # Past the console's layout, which takes a second for ten thousand lines; ASCII suits every terminal.
+    output.file.write(json.dumps(report, indent=2) + "\n")

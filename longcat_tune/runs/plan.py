@@ -1,31 +1,34 @@
 """RunConfig to RunPlan: what was asked becomes folders that exist, clips in buckets, and steps.
 
-Looks for no weights; every clip found is either planned or refused with a reason.
+Looks for no weights. Every dataset is looked at whatever is wrong with another, and every file found is
+planned, refused with a reason, or left out on demand.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.load import load_datasets
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.manifest import Manifest, scan
-from longcat_tune.data.planning import DatasetPlan, plan_dataset
+from longcat_tune.data.duplicates import duplicates
+from longcat_tune.data.epochs import DatasetBatches, Phase
+from longcat_tune.data.manifest import Manifest
+from longcat_tune.data.planning import DatasetPlan
 from longcat_tune.data.sampler import count_batches
-from longcat_tune.errors import DataError
-from longcat_tune.types import Bucket, PlannedClip, Refusal
-
-logger = logging.getLogger(__name__)
-
+from longcat_tune.data.sources import SourceIndex
+from longcat_tune.errors import DataError, UserError
+from longcat_tune.runs.problems import Problem, collected, raise_problems
+from longcat_tune.runs.start_images import StartImageSet
+from longcat_tune.runs.steps import RunSteps, run_steps
+from longcat_tune.runs.survey import SourceIndexes, Surveyor
+from longcat_tune.types import Bucket, Notice, PlannedClip, Refusal
 
 TRAINED_TYPES = ("video", "image")
-NAMED_AT_MOST = 5
-WHERE_TO_LOOK = "`longcat-tune check` shows the whole picture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class PlannedDataset:
 
     @property
     def bucket_uses(self) -> dict[Bucket, int]:
-        """How often each bucket's clips are used in one epoch."""
+        """How often each bucket's clips are used in one pass over the dataset."""
         uses: dict[Bucket, int] = {}
         for clip in self.plan.clips:
             uses[clip.bucket] = uses.get(clip.bucket, 0) + self.entry.repeats + 1
@@ -56,26 +59,63 @@ class RunPlan:
     Attributes:
         training: the datasets trained on.
         held_out: the datasets that are not trained on.
-        render_source: the one of them that eval_dataset_id names.
-        conditioning: the entries of start images.
+        render_source: the one of them that eval_dataset_id names; None also when it cannot be used.
+        start_images: the entries of start images.
         text_cache: folder of text features, when an entry names one.
-        steps_per_epoch: optimizer steps in one pass over all clips.
+        phases: stretches of steps that use the same datasets, by their place in training; empty when the
+            plan is not sound.
         max_steps: optimizer steps of the run; None when its length was not given.
+        notices: what is allowed and should be known.
+        errors: what is wrong beside faults and refused files.
+        indexes: what is remembered of source files.
     """
 
     training: tuple[PlannedDataset, ...]
     held_out: tuple[PlannedDataset, ...]
     render_source: DatasetPlan | None
-    conditioning: tuple[DatasetEntry, ...]
+    start_images: tuple[StartImageSet, ...]
     text_cache: Path | None
-    steps_per_epoch: int
+    phases: tuple[Phase, ...]
     max_steps: int | None
+    notices: tuple[Notice, ...]
+    errors: tuple[UserError, ...]
+    indexes: SourceIndexes
+
+    @property
+    def datasets(self) -> tuple[PlannedDataset, ...]:
+        """All datasets of clips."""
+        return (*self.training, *self.held_out)
+
+    @property
+    def conditioning(self) -> tuple[DatasetEntry, ...]:
+        """The entries of start images."""
+        return tuple(one.entry for one in self.start_images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch of the first phase; 0 when the plan is not sound."""
+        return self.phases[0].steps_per_epoch if self.phases else 0
+
+    @property
+    def faults(self) -> tuple[Refusal, ...]:
+        """What keeps whole datasets from being used."""
+        of_clips = (fault for dataset in self.datasets for fault in dataset.plan.faults)
+        return (*of_clips, *(fault for images in self.start_images for fault in images.faults))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """Every file of every dataset that cannot be used."""
-        datasets = (*self.training, *self.held_out)
-        return tuple(refusal for dataset in datasets for refusal in dataset.plan.refusals)
+        return tuple(refusal for dataset in self.datasets for refusal in dataset.plan.refusals)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that must be changed before the clips can be used, faults first."""
+        files = (Problem.of_refusal(refusal) for refusal in (*self.faults, *self.refusals))
+        return (*files, *(Problem.of_error(error) for error in self.errors))
+
+    def source_index(self, folder: Path) -> SourceIndex:
+        """What is remembered of the source files of a cache folder; one for all who ask."""
+        return self.indexes.of(folder)
 
     def training_clips(self) -> Iterator[tuple[DatasetEntry, PlannedClip]]:
         """Every clip trained on, in a fixed order."""
@@ -85,56 +125,26 @@ class RunPlan:
 
     def conditioning_entry(self, image: Path) -> DatasetEntry | None:
         """The entry whose folder holds this start image."""
+        # As text, because a run asks once for every clip.
+        name = str(image)
         for entry in self.conditioning:
-            if image.is_relative_to(entry.instance_data_dir):
+            if name.startswith(f"{entry.instance_data_dir}{os.sep}"):
                 return entry
         return None
 
-    def require_usable(self, *, told: bool = False) -> None:
-        """Stop before anything is encoded when a file was refused.
-
-        Args:
-            told: the refused files have been shown already.
+    def require_sound(self) -> None:
+        """Stop before anything is encoded when something must be changed first.
 
         Raises:
-            DataError: lists every refused file with its reason and remedy.
+            DataError: lists every fault, every refused file and every error with its remedy.
         """
-        refusals = self.refusals
-        if refusals:
-            found = sum(dataset.plan.found for dataset in (*self.training, *self.held_out))
-            head = f"{len(refusals)} of {found} files found cannot be used"
-            if told:
-                raise DataError(f"{head}; they are listed above, each with its remedy")
-            lines = [describe(refusal) for refusal in refusals]
-            raise DataError("\n  ".join([f"{head}; {WHERE_TO_LOOK}:", *lines]))
-
-    def require_sound(self, *, told: bool = False) -> None:
-        """Stop before anything is encoded when a file was refused, or nothing is left to train on.
-
-        Args:
-            told: as in `require_usable`.
-
-        Raises:
-            DataError: as `require_usable`; or there are no clips.
-        """
-        self.require_usable(told=told)
-        if not any(dataset.plan.clips for dataset in self.training):
-            ids = ", ".join(dataset.entry.id for dataset in self.held_out)
-            aside = f" ({ids} is held out for renders)" if ids else ""
-            msg = (
-                f"data_backend_config: no clips to train on{aside}; add an entry of dataset_type video or "
-                f"image whose folder holds some; {WHERE_TO_LOOK}"
-            )
-            raise DataError(msg)
-
-
-def describe(refusal: Refusal) -> str:
-    """One line for a refused file: which, why, what to do."""
-    return f"{refusal.dataset_id}: {refusal.path} {refusal.reason}; {refusal.remedy}"
+        raise_problems(self.problems)
 
 
 def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     """Look at every file of every dataset and decide what becomes of it.
+
+    What is learned of the files is kept in the caches' folders for the next time, where that is possible.
 
     Args:
         config: what was asked.
@@ -142,30 +152,47 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
 
     Raises:
         ConfigError: the data file is wrong, or eval_dataset_id names nothing.
-        DataError: a folder is missing or empty.
     """
     entries = load_datasets(config, config_dir=config_dir)
-    stills = {entry.id: scan(entry) for entry in entries if entry.dataset_type == "conditioning"}
+    surveyor = Surveyor(config, {entry.id: entry for entry in entries})
+    manifests = {
+        entry.id: surveyor.manifest(entry) for entry in entries if entry.dataset_type != "text_embeds"
+    }
     held_out_id = config.validation.eval_dataset_id
     trained, held_out = [], []
     for entry in entries:
         if entry.dataset_type in TRAINED_TYPES and entry.id != held_out_id:
-            trained.append(_planned(entry, stills, config))
+            trained.append(_planned(entry, manifests, surveyor))
         elif entry.dataset_type == "eval" or entry.id == held_out_id:
-            held_out.append(_planned(entry, stills, config))
-    _tell_unused(stills.values(), (*trained, *held_out))
-    training = config.training
-    uses = (count for dataset in trained for count in dataset.bucket_uses.values())
-    batches = count_batches(uses, training.train_batch_size)
-    steps_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
+            held_out.append(_planned(entry, manifests, surveyor))
+    datasets = (*trained, *held_out)
+    start_images = tuple(_start_images(entries, manifests, datasets))
+    steps = _steps(trained, config)
+    errors = _errors(trained, held_out, steps)
+    copies: tuple[Notice, ...] = ()
+    with collected(errors):
+        copies = duplicates(
+            [manifests[dataset.entry.id] for dataset in datasets],
+            surveyor.index_of,
+            held_out=[dataset.entry.id for dataset in held_out],
+        )
+    surveyor.indexes.keep()
     return RunPlan(
         training=tuple(trained),
         held_out=tuple(held_out),
-        render_source=next((one.plan for one in held_out if one.entry.id == held_out_id), None),
-        conditioning=tuple(entry for entry in entries if entry.id in stills),
+        render_source=_render_source(held_out, held_out_id),
+        start_images=start_images,
         text_cache=_text_cache(entries),
-        steps_per_epoch=steps_per_epoch,
-        max_steps=_max_steps(config, steps_per_epoch),
+        phases=steps.phases,
+        max_steps=steps.max_steps,
+        notices=(
+            *(notice for dataset in datasets for notice in dataset.plan.notices),
+            *(notice for images in start_images for notice in images.notices),
+            *copies,
+            *_never_used(trained, steps.max_steps),
+        ),
+        errors=tuple(errors),
+        indexes=surveyor.indexes,
     )
 
 
@@ -179,60 +206,89 @@ def plan_renders(config: RunConfig, *, config_dir: Path, source_id: str | None =
 
     Raises:
         ConfigError: the data file is wrong.
-        DataError: a folder is missing or empty.
     """
     entries: tuple[DatasetEntry, ...] = ()
     if source_id is not None or config.data.data_backend_config is not None:
         entries = load_datasets(config, config_dir=config_dir)
+    surveyor = Surveyor(config, {entry.id: entry for entry in entries})
     sources = [entry for entry in entries if entry.id == source_id]
-    starts = [entry for entry in entries for source in sources if entry.id in source.conditioning_data]
-    stills = {entry.id: scan(entry) for entry in starts}
-    held_out = tuple(_planned(source, stills, config) for source in sources)
+    stills = [entry for entry in entries for source in sources if entry.id in source.conditioning_data]
+    manifests = {entry.id: surveyor.manifest(entry) for entry in (*sources, *stills)}
+    held_out = tuple(_planned(source, manifests, surveyor) for source in sources)
     return RunPlan(
         training=(),
         held_out=held_out,
-        render_source=held_out[0].plan if held_out else None,
-        conditioning=tuple(starts),
+        render_source=_render_source(held_out, source_id),
+        start_images=tuple(_start_images(stills, manifests, held_out)),
         text_cache=_text_cache(entries),
-        steps_per_epoch=0,
+        phases=(),
         max_steps=None,
+        notices=tuple(notice for dataset in held_out for notice in dataset.plan.notices),
+        errors=(),
+        indexes=surveyor.indexes,
     )
+
+
+def _planned(entry: DatasetEntry, manifests: Mapping[str, Manifest], surveyor: Surveyor) -> PlannedDataset:
+    partners = [manifests[name] for name in entry.conditioning_data]
+    return PlannedDataset(entry, surveyor.plan(entry, manifests[entry.id], partners))
+
+
+def _render_source(held_out: Sequence[PlannedDataset], wanted: str | None) -> DatasetPlan | None:
+    """The dataset that is rendered from, unless it has a fault: then its clips may lack captions."""
+    usable = (one.plan for one in held_out if one.entry.id == wanted and not one.plan.faults)
+    return next((plan for plan in usable if plan.clips), None)
 
 
 def _text_cache(entries: Sequence[DatasetEntry]) -> Path | None:
     return next((entry.cache_dir for entry in entries if entry.dataset_type == "text_embeds"), None)
 
 
-def _planned(entry: DatasetEntry, stills: dict[str, Manifest], config: RunConfig) -> PlannedDataset:
-    partners = tuple(stills[name] for name in entry.conditioning_data)
-    plan = plan_dataset(
-        entry,
-        scan(entry, backend=config.data.video_backend),
-        framerate=config.data.framerate,
-        seed=config.training.seed,
-        conditioning=partners,
+def _start_images(
+    entries: Sequence[DatasetEntry], manifests: Mapping[str, Manifest], datasets: Sequence[PlannedDataset]
+) -> Iterator[StartImageSet]:
+    for entry in entries:
+        if entry.dataset_type == "conditioning":
+            clips = (one.plan.clips for one in datasets if entry.id in one.entry.conditioning_data)
+            yield StartImageSet.of(entry, manifests[entry.id], chain.from_iterable(clips))
+
+
+def _steps(trained: Sequence[PlannedDataset], config: RunConfig) -> RunSteps:
+    batch_size = config.training.train_batch_size
+    counted = [
+        DatasetBatches(
+            count_batches(dataset.bucket_uses.values(), batch_size),
+            dataset.entry.probability,
+            dataset.entry.start_step,
+            dataset.entry.end_step,
+        )
+        for dataset in trained
+    ]
+    return run_steps(counted, config.training)
+
+
+def _errors(
+    trained: Sequence[PlannedDataset], held_out: Sequence[PlannedDataset], steps: RunSteps
+) -> list[UserError]:
+    """What is wrong with the datasets together, unless it follows from what is wrong with one of them."""
+    if not all(dataset.plan.clips for dataset in trained):
+        # Its faults and refused files say why; what follows from them is no problem of its own.
+        return []
+    if trained:
+        return list(steps.errors)
+    ids = ", ".join(dataset.entry.id for dataset in held_out)
+    aside = f" ({ids} is held out for renders)" if ids else ""
+    msg = (
+        f"data_backend_config: no clips to train on{aside}; add an entry of dataset_type video or image "
+        "whose folder holds some"
     )
-    return PlannedDataset(entry, plan)
+    return [DataError(msg)]
 
 
-def _tell_unused(stills: Iterable[Manifest], datasets: Sequence[PlannedDataset]) -> None:
-    """Say which start images no clip is paired with: often a clip's name was changed."""
-    used = {clip.record.conditioning for dataset in datasets for clip in dataset.plan.clips}
-    for manifest in stills:
-        unused = [record.name for record in manifest.records if record.path not in used]
-        if unused:
-            names = ", ".join(unused[:NAMED_AT_MOST]) + (", ..." if len(unused) > NAMED_AT_MOST else "")
-            logger.info(
-                "%s: %d of %d start images belong to no clip: %s",
-                manifest.dataset_id,
-                len(unused),
-                manifest.found,
-                names,
-            )
-
-
-def _max_steps(config: RunConfig, steps_per_epoch: int) -> int | None:
-    if config.training.max_train_steps is not None:
-        return config.training.max_train_steps
-    epochs = config.training.num_train_epochs
-    return None if epochs is None else epochs * steps_per_epoch
+def _never_used(trained: Sequence[PlannedDataset], max_steps: int | None) -> Iterator[Notice]:
+    """Datasets that the run ends before."""
+    for dataset in trained:
+        first = dataset.entry.start_step
+        if max_steps is not None and first > max_steps:
+            fact = f"start_step ({first}) comes after the last step ({max_steps}): nothing of it is trained"
+            yield Notice(dataset.entry.id, fact, "lower start_step or train longer")

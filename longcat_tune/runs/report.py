@@ -1,4 +1,7 @@
-"""What a plan says, for people and for machines: the tables of `check` and the content of plan.json."""
+"""What a plan says as JSON values: the content of `check --json` and of plan.json.
+
+Tables and lines for people are made from it in `report_text`.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
 from longcat_tune import __version__
-from longcat_tune.config.values import FrameSize
+from longcat_tune.config.training import TrainingSection
+from longcat_tune.data.sampler import count_batches
+from longcat_tune.data.tasks import given_frames
 from longcat_tune.runs.build import CheckpointFolders
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
 from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.types import Task
 
 VERSIONED = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 def plan_report(
-    plan: RunPlan, requests: Sequence[RenderRequest], checkpoint: CheckpointFolders | None
+    plan: RunPlan,
+    requests: Sequence[RenderRequest],
+    checkpoint: CheckpointFolders | None,
+    training: TrainingSection,
 ) -> dict[str, Any]:
     """Everything a plan decided, as JSON values.
 
@@ -29,97 +36,117 @@ def plan_report(
         plan: of the run.
         requests: what it renders.
         checkpoint: where the weights are; None while they are only named.
+        training: the section; clips become batches and steps by it.
     """
     return {
         "datasets": [
-            *(_dataset_report(dataset, trained=True) for dataset in plan.training),
-            *(_dataset_report(dataset, trained=False) for dataset in plan.held_out),
+            *(
+                _dataset_report(dataset, training, [number in phase.active for phase in plan.phases])
+                for number, dataset in enumerate(plan.training)
+            ),
+            *(_dataset_report(dataset, training, None) for dataset in plan.held_out),
+        ],
+        "start_images": [
+            {
+                "id": images.entry.id,
+                "found": images.found,
+                "used": images.used,
+                "refused": images.refused,
+                "without_clip": images.found - images.used - images.refused,
+            }
+            for images in plan.start_images
+        ],
+        "phases": [
+            {
+                "first_step": phase.first_step,
+                "last_step": phase.last_step,
+                "datasets": [plan.training[number].entry.id for number in phase.active],
+                "steps_per_epoch": phase.steps_per_epoch,
+            }
+            for phase in plan.phases
         ],
         "steps_per_epoch": plan.steps_per_epoch,
         "max_steps": plan.max_steps,
         "checkpoint": checkpoint and {name: str(folder) for name, folder in asdict(checkpoint).items()},
-        "renders": [
-            {
-                "name": request.name,
-                "prompt": request.prompt,
-                "size": request.size.name,
-                "steps": request.num_steps,
-                "guidance": request.guidance,
-                "seed": request.seed,
-                "start_image": None if request.start_image is None else str(request.start_image),
-            }
-            for request in requests
+        "renders": [_render_report(request) for request in requests],
+        "notices": [
+            {"dataset": notice.dataset_id, "fact": notice.fact, "remedy": notice.remedy}
+            for notice in plan.notices
         ],
         "versions": {"longcat-tune": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONED},
     }
 
 
-def _dataset_report(dataset: PlannedDataset, *, trained: bool) -> dict[str, Any]:
-    plan = dataset.plan
-    clips = Counter(clip.bucket for clip in plan.clips)
+def _dataset_report(
+    dataset: PlannedDataset, training: TrainingSection, active: Sequence[bool] | None
+) -> dict[str, Any]:
+    """What became of a dataset's files.
+
+    Args:
+        dataset: with its plan.
+        training: the section.
+        active: whether it is used in each of the phases; None when it is not trained on.
+    """
+    entry, plan = dataset.entry, dataset.plan
     return {
-        "id": dataset.entry.id,
-        "trained": trained,
+        "id": entry.id,
+        "trained": active is not None,
         "found": plan.found,
-        "used": len(plan.clips),
+        "used": plan.used,
         "refused": len(plan.refusals),
+        "left_out": plan.left_out,
+        "clips": len(plan.clips),
+        "tasks": [_task_report(task, dataset) for task in (plan.clips[0].tasks if plan.clips else ())],
+        "probability": entry.probability,
+        "start_step": entry.start_step,
+        "end_step": entry.end_step,
         "source_fps": {f"{rate:g}": count for rate, count in sorted(plan.source_rates.items())},
         "source_sizes": {f"{w}x{h}": count for (w, h), count in sorted(plan.source_sizes.items())},
-        "buckets": [
-            {
-                "bucket": bucket.name,
-                "clips": clips[bucket],
-                "uses_per_epoch": uses,
-                "frames": bucket.num_frames,
-                "tokens": bucket.num_tokens,
-            }
-            for bucket, uses in sorted(dataset.bucket_uses.items())
-        ],
-        "refusals": [
-            {"path": str(refusal.path), "reason": refusal.reason, "remedy": refusal.remedy}
-            for refusal in plan.refusals
-        ],
+        "buckets": _bucket_rows(dataset, training, active),
     }
 
 
-def bucket_table(report: dict[str, Any]) -> Table:
-    """One row per dataset and bucket."""
-    table = Table("dataset", "bucket", "clips", "uses per epoch", "frames", "tokens", box=None)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for dataset in report["datasets"]:
-        label = dataset["id"] if dataset["trained"] else f"{dataset['id']} (held out)"
-        for row in dataset["buckets"]:
-            numbers = (row["clips"], row["uses_per_epoch"], row["frames"], row["tokens"])
-            table.add_row(label, row["bucket"], *(f"{number:,}" for number in numbers))
-    return table
-
-
-def render_lines(requests: Sequence[RenderRequest], *, framerate: float) -> list[str]:
-    """What will be rendered; says which way up, because `480x832` is read both ways elsewhere."""
-    lines = []
-    for request in requests:
-        size = FrameSize(request.size.width, request.size.height).described
-        frames = request.size.num_frames
-        lines.append(
-            f"render {request.name}: {size}, {frames} frames ({frames / framerate:.1f} s), "
-            f"{request.num_steps} steps, guidance {request.guidance:g}"
+def _bucket_rows(
+    dataset: PlannedDataset, training: TrainingSection, active: Sequence[bool] | None
+) -> list[dict[str, Any]]:
+    clips = Counter(clip.bucket for clip in dataset.plan.clips)
+    rows = []
+    for bucket, uses in sorted(dataset.bucket_uses.items()):
+        batches = count_batches([uses], training.train_batch_size)
+        steps = dataset.entry.probability * batches / training.gradient_accumulation_steps
+        rows.append(
+            {
+                "bucket": bucket.name,
+                "clips": clips[bucket],
+                "uses_per_epoch": 0 if active is None else uses,
+                "frames": bucket.num_frames,
+                "tokens": bucket.num_tokens,
+                "batches": 0 if active is None else batches,
+                "steps_per_epoch": [round(steps, 2) if one else 0.0 for one in active or ()],
+            }
         )
-    return lines
+    return rows
 
 
-def accounting_lines(report: dict[str, Any]) -> list[str]:
-    """How many files were found, used and refused, and how long an epoch is."""
-    lines = []
-    for dataset in report["datasets"]:
-        name, found, used, refused = (dataset[key] for key in ("id", "found", "used", "refused"))
-        lines.append(f"{name}: {found} found = {used} used + {refused} refused")
-        for what, key in (("frames per second", "source_fps"), ("sizes", "source_sizes")):
-            if len(dataset[key]) > 1:
-                counts = ", ".join(f"{value} ({count})" for value, count in dataset[key].items())
-                lines.append(f"{name}: clips of several {what}: {counts}")
-    steps = f"{report['steps_per_epoch']} steps per epoch"
-    if report["max_steps"] is not None:
-        steps += f", {report['max_steps']} steps in all"
-    return [*lines, steps]
+def _task_report(task: Task, dataset: PlannedDataset) -> dict[str, Any]:
+    """What is given of a clip, from where, and how often."""
+    given = given_frames(task)
+    if given == 0:
+        return {"task": "text-to-video", "given_frames": 0, "share": task.share}
+    if given > 1:
+        return {"task": "continuation", "given_frames": given, "share": task.share}
+    source = ", ".join(dataset.entry.conditioning_data) or "each clip's own first frame"
+    return {"task": "image-to-video", "given_frames": 1, "share": task.share, "start_images": source}
+
+
+def _render_report(request: RenderRequest) -> dict[str, Any]:
+    return {
+        "name": request.name,
+        "prompt": request.prompt,
+        "size": request.size.name,
+        "steps": request.num_steps,
+        "guidance": request.guidance,
+        "seed": request.seed,
+        "start_image": None if request.start_image is None else str(request.start_image),
+    }

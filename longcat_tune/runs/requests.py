@@ -9,9 +9,9 @@ from pathlib import Path
 
 from longcat_tune.config.validation import ValidationSection
 from longcat_tune.data.planning import DatasetPlan
-from longcat_tune.errors import ConfigError
+from longcat_tune.data.tasks import takes_start_images
 from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.types import IMAGE_TO_VIDEO, Bucket
+from longcat_tune.types import Bucket
 
 NAME_LENGTH = 40
 
@@ -38,10 +38,7 @@ def plan_requests(validation: ValidationSection, source: DatasetPlan | None) -> 
 
     Args:
         validation: the section.
-        source: the clips of eval_dataset_id.
-
-    Raises:
-        ConfigError: renders from a dataset are asked for and it has no clips.
+        source: the clips of eval_dataset_id, at least one; None when it cannot be used.
     """
     subjects: list[Subject] = []
     if validation.validation_prompt is not None:
@@ -59,13 +56,10 @@ def command_requests(
 
 
 def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
-    if not held_out.clips:
-        msg = "eval_dataset_id names a dataset without usable clips; `longcat-tune check` says why"
-        raise ConfigError(msg)
     subjects = []
     for clip in held_out.clips[:count]:
         record, name = clip.record, Path(clip.record.name).stem
-        if IMAGE_TO_VIDEO[0] not in clip.tasks:
+        if not takes_start_images(clip.tasks):
             subjects.append(Subject(name, record.captions[0]))
         elif record.conditioning is not None:
             subjects.append(Subject(name, record.captions[0], record.conditioning))

@@ -17,7 +17,6 @@ from longcat_tune.config.run import RunConfig
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.lora import load_lora_state
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.types import TrainingSet
 
@@ -86,6 +85,9 @@ def resume(
     Raises:
         CheckpointError: a file is damaged or does not fit.
     """
+    # Imported here: peft takes seconds, and `check` only asks whether there is a checkpoint.
+    from longcat_tune.model.lora import load_lora_state
+
     saved = load_checkpoint(folder, optimizer)
     load_lora_state(model, read_lora(folder).weights)
     then = saved.fingerprint

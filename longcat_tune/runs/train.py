@@ -13,7 +13,7 @@ from torch import Generator
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
 from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
-from longcat_tune.config.run import RunConfig, require_training_length
+from longcat_tune.config.run import RunConfig
 from longcat_tune.data.batches import step_batches
 from longcat_tune.data.epochs import Cursor
 from longcat_tune.data.sampler import BucketSampler
@@ -38,10 +38,11 @@ from longcat_tune.runs.build import (
     uses_autocast,
 )
 from longcat_tune.runs.cache import CachedRun, fill_caches
-from longcat_tune.runs.plan import RunPlan, make_plan
+from longcat_tune.runs.plan import RunPlan
+from longcat_tune.runs.preflight import preflight
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
-from longcat_tune.runs.report import accounting_lines, plan_report, render_lines
-from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.report import plan_report
+from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
 from longcat_tune.runs.resume import checkpoint_to_resume, fingerprint, resume
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import LoopParts, run_loop
@@ -59,24 +60,26 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         config_dir: where relative paths of the config start.
 
     Raises:
-        ConfigError: the length of the training is not given.
         InterruptedRunError: stopped by a signal, after saving.
         UserError: a clip, a folder, the weights or the device will not do.
     """
     require_one_process()
-    require_training_length(config)
     output_dir = config.output.output_dir
     require_writable(output_dir)
+    flight = preflight(config, config_dir=config_dir, trains=True)
+    flight.require_sound()
+    plan, requests = flight.plan, flight.requests
     resume_from = checkpoint_to_resume(config)
-    device = pick_device()
-    plan = make_plan(config, config_dir=config_dir)
-    plan.require_sound()
-    requests = plan_requests(config.validation, plan.render_source)
-    checkpoint = find_checkpoint(config.model)
-    require_transformer(config.lora, checkpoint.transformer)
-    report = plan_report(plan, requests, checkpoint)
-    for line in (*accounting_lines(report), *render_lines(requests, framerate=config.data.framerate)):
+    checkpoint = flight.checkpoint or _download(config)
+    report = plan_report(plan, requests, checkpoint, config.training)
+    for line in (
+        *dataset_lines(report),
+        *step_lines(report),
+        *render_lines(requests, framerate=config.data.framerate),
+        *notice_lines(report),
+    ):
         logger.info("%s", line)
+    device = pick_device()
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
     _write_config(config, config_dir=config_dir)
     write_json_atomically(output_dir / "plan.json", report)
@@ -101,6 +104,13 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         finally:
             # Also after a bug or Ctrl-C outside the loop: whoever follows the file must see the end.
             events.write("run_end", how=how)
+
+
+def _download(config: RunConfig) -> CheckpointFolders:
+    """Fetch the weights, whose names could not be looked at before."""
+    checkpoint = find_checkpoint(config.model)
+    require_transformer(config.lora, checkpoint.transformer)
+    return checkpoint
 
 
 def _write_config(config: RunConfig, *, config_dir: Path) -> None:

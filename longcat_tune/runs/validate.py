@@ -20,7 +20,7 @@ from longcat_tune.runs.build import (
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import build_renderer, weights_identity
-from longcat_tune.runs.report import render_lines
+from longcat_tune.runs.report_text import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
 from longcat_tune.sampling.requests import RenderRequest
 
@@ -89,7 +89,7 @@ def _plan(
         return plan_renders(config, config_dir=config_dir), requests
     source_id = validation.eval_dataset_id if validation.validation_using_datasets else None
     plan = plan_renders(config, config_dir=config_dir, source_id=source_id)
-    plan.require_usable()
+    plan.require_sound()
     requests = plan_requests(validation, plan.render_source)
     if not requests:
         msg = (

@@ -17,7 +17,9 @@ from torch import zeros
 from longcat_tune.cli import main
 from longcat_tune.data.video import write_mp4
 from longcat_tune.model.weights import INDEX_NAME, resolve_checkpoint
-from tests.builders import make_clips, video_entry
+from tests.builders import make_clips, stills_entry, video_entry
+
+REPLACE = "replace the file or take it out of the folder"
 
 
 def run(
@@ -66,15 +68,24 @@ def test_two_entries_with_one_id(tmp_path: Path, capsys) -> None:
     assert error_of(capsys) == f"{tmp_path / 'data.json'}: id (clips) is used by 2 entries; give each its own"
 
 
-def test_a_caption_that_is_missing(tmp_path: Path, capsys) -> None:
+def one_problem(message: str) -> str:
+    """The line of the only problem."""
+    head, line = message.splitlines()
+    assert head == "1 problem; `longcat-tune check` shows the whole picture:"
+    return line.strip()
+
+
+@pytest.mark.parametrize("command", ["train", "cache-latents"])
+def test_a_caption_that_is_missing(tmp_path: Path, capsys, command: str) -> None:
     clips = make_clips(tmp_path / "clips", 2)
     (clips / "clip-1.txt").unlink()
-    code, _ = run(tmp_path, [video_entry(clips)])
+    code, _ = run(tmp_path, [video_entry(clips)], command)
     assert code == 1
-    message = error_of(capsys)
-    assert message.startswith("1 of 2 files found cannot be used")
-    assert f"{clips / 'clip-1.mp4'}" in message
-    assert f"{clips / 'clip-1.txt'}" in message
+    assert one_problem(error_of(capsys)) == (
+        f"clips: {clips / 'clip-1.mp4'} has no caption: {clips / 'clip-1.txt'} does not exist; write its "
+        'caption there, set empty_caption to "use" for the empty prompt, or caption_strategy to "filename", '
+        '"instanceprompt" or null'
+    )
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -83,34 +94,65 @@ def test_a_caption_that_is_empty(tmp_path: Path, capsys) -> None:
     (clips / "clip-0.txt").write_text(" \n")
     code, _ = run(tmp_path, [video_entry(clips)])
     assert code == 1
-    assert "empty" in error_of(capsys)
+    trouble = f"clips: {clips / 'clip-0.mp4'} has no caption: {clips / 'clip-0.txt'} is empty"
+    assert one_problem(error_of(capsys)).startswith(f"{trouble}; write its caption there")
 
 
 def test_a_start_image_that_is_missing_names_the_clip_and_every_path_tried(tmp_path: Path, capsys) -> None:
-    clips, stills = make_clips(tmp_path / "clips", 2), tmp_path / "stills"
-    stills.mkdir()
+    clips, stills, more = make_clips(tmp_path / "clips", 2), tmp_path / "stills", tmp_path / "more"
+    for folder in (stills, more):
+        folder.mkdir()
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "clip-2.webp")
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stills / "clip-0.webp")
     datasets = [
-        video_entry(clips, is_i2v=True, conditioning_data=["stills"]),
-        {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)},
+        video_entry(clips, is_i2v=True, conditioning_data=["stills", "more"]),
+        stills_entry(stills),
+        stills_entry(more, id="more"),
     ]
     code, _ = run(tmp_path, datasets)
     assert code == 1
-    message = error_of(capsys)
-    assert message.startswith("1 of 2 files found cannot be used")
-    assert f"{clips / 'clip-1.mp4'}" in message
-    assert f"{stills / 'clip-1'}" in message
+    assert one_problem(error_of(capsys)) == (
+        f"clips: {clips / 'clip-1.mp4'} has no conditioning image; tried "
+        f"{stills / 'clip-1'}.{{png,jpg,jpeg,webp,bmp,tif,tiff}} and "
+        f"{more / 'clip-1'}.{{png,jpg,jpeg,webp,bmp,tif,tiff}}; add it, or leave conditioning_data out to "
+        "start from the clip's own first frame"
+    )
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
-def test_a_video_that_cannot_be_read(tmp_path: Path, capsys, damage: str) -> None:
+def test_two_datasets_that_are_broken_are_told_together(tmp_path: Path, capsys) -> None:
+    clips, gone, table = make_clips(tmp_path / "clips", 2), tmp_path / "gone", tmp_path / "captions.jsonl"
+    (clips / "clip-0.mp4").write_bytes(b"")
+    table.write_text('{"name": "clip-0.mp4"}\n')
+    in_table = {"caption_strategy": "jsonl", "caption_table": {"path": str(table)}}
+    datasets = [video_entry(clips), video_entry(gone, id="gone"), video_entry(clips, id="table", **in_table)]
+    code, _ = run(tmp_path, datasets)
+    assert code == 1
+    head, *lines = error_of(capsys).splitlines()
+    assert head.startswith("4 problems;")
+    assert sorted(line.split()[:2] for line in lines) == [
+        ["clips:", str(clips / "clip-0.mp4")],
+        ["gone:", str(gone)],
+        ["table:", str(table)],
+        ["table:", str(clips / "clip-0.mp4")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("empty", f"is empty (0 bytes); {REPLACE}"),
+        ("truncated", "is damaged or cut off 0.40 s after its start; copy or export it again"),
+        ("text", f"cannot be read as a video (Invalid data found when processing input); {REPLACE}"),
+    ],
+)
+def test_a_video_that_cannot_be_read(tmp_path: Path, capsys, damage: str, words: str) -> None:
     clips = make_clips(tmp_path / "clips", 1)
     path = clips / "clip-0.mp4"
     content = {"empty": b"", "truncated": path.read_bytes()[:-400], "text": b"not a video\n" * 50}
     path.write_bytes(content[damage])
     code, _ = run(tmp_path, [video_entry(clips)])
     assert code == 1
-    assert str(path) in error_of(capsys)
+    assert one_problem(error_of(capsys)) == f"clips: {path} {words}"
 
 
 def test_a_clip_shorter_than_num_frames(tmp_path: Path, capsys) -> None:
@@ -118,14 +160,24 @@ def test_a_clip_shorter_than_num_frames(tmp_path: Path, capsys) -> None:
     code, _ = run(tmp_path, [video_entry(clips)], "check")
     assert code == 1
     shown = capsys.readouterr()
-    assert shown.err.endswith(
-        "error: 1 of 1 files found cannot be used; they are listed above, each with its remedy\n"
-    )
-    assert shown.out.splitlines()[-1] == (
-        f"refused clips: {clips / 'clip-0.mp4'} has 7 frames at 15 fps, fewer than video.num_frames (9); "
+    assert shown.err.endswith("error: 1 problem; each is listed above with its remedy\n")
+    head, line = shown.out.splitlines()[-2:]
+    assert head == "1 problem:"
+    assert line == (
+        f"  clips: {clips / 'clip-0.mp4'} has 7 frames at 15 fps, fewer than video.num_frames (9); "
         "lower video.num_frames to 5, set allow_short to true, or set video.bucket_strategy to "
         '"resolution_frames"'
     )
+
+
+def test_a_check_on_a_disk_that_cannot_be_written_to(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    (tmp_path / "out").write_text("in the way")
+    code, _ = run(tmp_path, [video_entry(clips)], "check")
+    shown = capsys.readouterr()
+    assert code == 0
+    assert shown.out.splitlines()[-1] == "No problems."
+    assert shown.err.count("every file is examined again") == 1
 
 
 def test_a_cache_folder_that_is_not_writable(tmp_path: Path, capsys) -> None:
@@ -206,8 +258,8 @@ def test_a_training_without_a_length(tmp_path: Path, capsys) -> None:
     clips = make_clips(tmp_path / "clips", 1)
     code, _ = run(tmp_path, [video_entry(clips)], "train", max_train_steps=None)
     assert code == 2
-    assert "max_train_steps" in error_of(capsys)
-    assert not (tmp_path / "out").exists()
+    assert error_of(capsys).startswith("max_train_steps and num_train_epochs (both null): one must be given")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_frames_of_an_odd_size_cannot_be_written(tmp_path: Path) -> None:

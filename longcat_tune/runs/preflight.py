@@ -1,0 +1,95 @@
+"""What `check`, `train` and `cache-latents` do first: the plan, the renders and the weights' folders, whole.
+
+Each part is looked at whatever another one says, so that everything wrong is told at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from longcat_tune.config.run import RunConfig, require_training_length
+from longcat_tune.errors import CheckpointError, UserError
+from longcat_tune.runs.build import CheckpointFolders, find_local_checkpoint, require_transformer
+from longcat_tune.runs.plan import RunPlan, make_plan
+from longcat_tune.runs.problems import Problem, collected, raise_problems
+from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.resume import checkpoint_to_resume
+from longcat_tune.sampling.requests import RenderRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What a run would do, and all that keeps it from doing so.
+
+    Attributes:
+        plan: of the clips.
+        requests: what is rendered.
+        checkpoint: where the weights are; None while they are only named by a hub id, or cannot be found.
+        errors: what is wrong beside the plan.
+    """
+
+    plan: RunPlan
+    requests: tuple[RenderRequest, ...]
+    checkpoint: CheckpointFolders | None
+    errors: tuple[UserError, ...]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All of them, those of the clips first."""
+        return (*self.plan.problems, *(Problem.of_error(error) for error in self.errors))
+
+    def require_sound(self) -> None:
+        """Stop before anything is encoded.
+
+        Raises:
+            DataError: lists every problem with its remedy.
+            UserError: the only problem, in its own words and with its own exit code.
+        """
+        if len(self.problems) == len(self.errors) == 1:
+            raise self.errors[0]
+        raise_problems(self.problems)
+
+
+def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight:
+    """Look at everything that a run needs, without loading weights, downloading them or encoding anything.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        trains: look at what only training needs, too: its length, the LoRA's targets, where it goes on.
+
+    Raises:
+        ConfigError: the data file is wrong; then nothing else can be looked at.
+    """
+    plan = make_plan(config, config_dir=config_dir)
+    errors: list[UserError] = []
+    requests = plan_requests(config.validation, plan.render_source)
+    checkpoint: CheckpointFolders | None = None
+    with collected(errors):
+        checkpoint = find_local_checkpoint(config.model)
+    if checkpoint is not None:
+        errors += _incomplete_encoders(checkpoint)
+    if trains:
+        with collected(errors):
+            require_training_length(config)
+        with collected(errors):
+            checkpoint_to_resume(config)
+        if checkpoint is not None:
+            with collected(errors):
+                require_transformer(config.lora, checkpoint.transformer)
+    return Preflight(plan, requests, checkpoint, tuple(errors))
+
+
+def _incomplete_encoders(checkpoint: CheckpointFolders) -> Iterator[CheckpointError]:
+    """The first file that each encoder's folder lacks; whoever loads them finds out what else is wrong."""
+    for folder in (checkpoint.vae / "vae", checkpoint.text_encoder / "text_encoder"):
+        needed = [folder / "config.json"]
+        for index in folder.glob("*.safetensors.index.json"):
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            needed += [folder / name for name in sorted(set(shards))]
+        missing = [path for path in needed if not path.is_file()]
+        if missing:
+            yield CheckpointError(f"{missing[0]}: missing; fetch the checkpoint again")

@@ -173,6 +173,7 @@ def test_half_the_batches_an_epoch_cover_all_in_two_and_come_in_another_order_th
     for first, second in [(0, 1), (2, 3)]:
         assert used(planned(half, first) + planned(half, second)) == everything
     assert {*epochs[0], *epochs[1]} != {*epochs[2], *epochs[3]}
+    assert all({name[0] for [name, *_] in epoch} == {"d", "t"} for epoch in epochs)
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.sampled_from((0.07, 0.3, 0.4, 0.9)), st.integers(0, 9))
@@ -246,6 +247,13 @@ def test_tasks_are_spread_over_clips_and_leave_the_order_as_it_is():
     assert ids(epochs[0]) == ids(planned(plain, 0))
 
 
+def test_every_bucket_gets_every_task():
+    mix = [(T2V, 0.5), (I2V, 0.5)]
+    plans = planned(sampler(one_set([*samples(20), *samples(20, TALL, name="t")], mix=mix), batch_size=1), 0)
+    found = Counter((plan.samples[0].bucket, plan.num_cond_latents) for plan in plans)
+    assert min(found[bucket, task] for bucket in (WIDE, TALL) for task in (T2V, I2V)) >= 4
+
+
 def test_datasets_do_not_round_their_tasks_in_step():
     mix = [(T2V, 0.5), (I2V, 0.5)]
     sets = [one_set(samples(1, name=name), name=name, mix=mix) for name in "abcdefgh"]
@@ -272,12 +280,13 @@ def test_datasets_are_used_from_their_first_step_to_their_last():
 
 
 def test_a_dataset_that_begins_late_begins_with_its_own_first_share():
-    late = one_set(samples(4, name="e", windows=4), name="e", start_step=3, probability=0.5)
-    scheduled = sampler(one_set(samples(2)), late)
-    both = [
-        plan for epoch in (2, 3) for plan in planned(scheduled, epoch) if plan.samples[0].clip_id[0] == "e"
-    ]
-    assert used(both) == {f"e{n}": 1 for n in range(4)}
+    late = one_set(samples(16, name="e"), name="e", start_step=3, probability=0.5)
+    scheduled = sampler(one_set(samples(4)), late)
+    assert scheduled.plan.first_epoch(1) == 1
+    both = planned(scheduled, 1) + planned(scheduled, 2)
+    assert used([plan for plan in both if plan.samples[0].clip_id[0] == "e"]) == {
+        f"e{n}": 1 for n in range(16)
+    }
 
 
 def test_steps_without_any_dataset_are_told():

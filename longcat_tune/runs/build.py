@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.lora import LoraSection
@@ -29,7 +30,9 @@ from longcat_tune.model.weights import (
     resolve_checkpoint,
     shard_paths,
 )
-from longcat_tune.training.optimizers import ScheduleName, build_adamw
+from longcat_tune.training import optimizers, schedules
+from longcat_tune.training.interfaces import SameWeights, Weights
+from longcat_tune.training.schedule_free import ScheduleFreeWeights
 from longcat_tune.training.trouble import explained_out_of_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -159,23 +162,66 @@ def compute_context(
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def build_optimizer(training: TrainingSection, parameters: Sequence[Parameter]) -> Optimizer:
-    """AdamW over the LoRA weights."""
-    return build_adamw(
-        parameters,
+def build_optimizer(
+    training: TrainingSection,
+    parameters: Iterable[Parameter],
+    *,
+    is_up: Callable[[Parameter], bool] | None = None,
+) -> Optimizer:
+    """Build the optimizer over the LoRA weights.
+
+    Args:
+        training: the section.
+        parameters: the trained ones, on their device.
+        is_up: tells the B matrices; needed for lora_plus_ratio.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    assert is_up is not None or training.lora_plus_ratio is None
+    settings = optimizers.OptimizerSettings(
+        training.optimizer,
         learning_rate=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
         weight_decay=training.adam_weight_decay,
+        lora_plus_ratio=training.lora_plus_ratio,
     )
+    return optimizers.build_optimizer(settings, parameters, is_up=is_up or (lambda _: False))
 
 
-def schedule_name(training: TrainingSection) -> ScheduleName:
-    """The schedule's name; the schema refuses those that are not built yet."""
-    if training.lr_scheduler == "constant":
-        return "constant"
-    assert training.lr_scheduler == "constant_with_warmup"
-    return "constant_with_warmup"
+def loop_weights(training: TrainingSection, optimizer: Optimizer) -> Weights:
+    """Tell which weights of an optimizer are stepped and which are saved and rendered."""
+    if training.optimizer == "adamw_schedulefree":
+        return ScheduleFreeWeights(optimizer)
+    return SameWeights()
+
+
+def build_schedule(
+    training: TrainingSection, optimizer: Optimizer, *, max_steps: int, completed_steps: int
+) -> LambdaLR:
+    """Let the learning rate take its course.
+
+    Args:
+        training: the section.
+        optimizer: fresh, or with a checkpoint's state.
+        max_steps: of the whole run.
+        completed_steps: those before a resume.
+    """
+    schedule = schedules.Schedule(
+        training.lr_scheduler,
+        warmup_steps=training.lr_warmup_steps,
+        total_steps=max_steps,
+        end_share=training.lr_end / training.learning_rate,
+        num_cycles=training.lr_num_cycles,
+        power=training.lr_power,
+    )
+    return schedules.apply_schedule(schedule, optimizer, completed_steps=completed_steps)
+
+
+def schedule_name(training: TrainingSection) -> schedules.ScheduleName:
+    """The schedule's name."""
+    return training.lr_scheduler
 
 
 def sigma_density(flow: FlowSection) -> SigmaDensity:
@@ -184,4 +230,15 @@ def sigma_density(flow: FlowSection) -> SigmaDensity:
         kind: DensityKind = "uniform"
     else:
         kind = "beta" if flow.flow_use_beta_schedule else "logit_normal"
-    return SigmaDensity(kind, shift=flow.flow_schedule_shift, sigmoid_scale=flow.flow_sigmoid_scale)
+    return SigmaDensity(
+        kind,
+        shift=flow.flow_schedule_shift,
+        sigmoid_scale=flow.flow_sigmoid_scale,
+        min_sigma=flow.flow_min_sigma,
+        max_sigma=flow.flow_max_sigma,
+    )
+
+
+def huber_c(flow: FlowSection) -> float | None:
+    """Where the loss turns from a square into a line; None: nowhere."""
+    return flow.huber_c if flow.loss_type == "huber" else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from longcat_tune.training.metrics import StepMetrics
+from longcat_tune.training.metrics import EventName, StepMetrics
 from longcat_tune.types import Batch
 
 
@@ -15,7 +16,7 @@ class StepGroup(Protocol):
 
     @property
     def batches(self) -> Sequence[Batch]:
-        """One after the other; their gradients are averaged."""
+        """One after the other; their gradients are averaged. As many in each process of a run."""
 
     @property
     def epoch(self) -> int:
@@ -26,12 +27,33 @@ class StepGroup(Protocol):
         """Where the sampler goes on after it."""
 
 
+class Weights(Protocol):
+    """Which weights are stepped and which leave the run, where an optimizer has two sets of them."""
+
+    def shipped(self) -> AbstractContextManager[None]:
+        """Put those in place that are saved and rendered; within the block nothing is stepped."""
+
+    def take_up(self) -> None:
+        """Put those in place that are stepped, once before the first step."""
+
+
+class SameWeights:
+    """For most optimizers: what is stepped is what is saved."""
+
+    def shipped(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
+
+    def take_up(self) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoopState:
     """How far a run has come; with weights and optimizer, all that a checkpoint needs.
 
     Attributes:
-        step: completed optimizer steps.
+        step: completed optimizer steps; a step that was skipped counts, as its batches are behind too.
         epoch: of the last one.
         cursor: the sampler's, for the next one; empty for a new run.
     """
@@ -54,6 +76,7 @@ class LoopSettings:
         validate_every: steps between renders; None: not by steps.
         validate_every_epochs: epochs between renders; None: not by epochs.
         validate_first: render before the first step too.
+        bands_every: steps that one event of losses by noise level sums up.
     """
 
     max_steps: int
@@ -64,6 +87,7 @@ class LoopSettings:
     validate_every: int | None = None
     validate_every_epochs: int | None = None
     validate_first: bool = False
+    bands_every: int = 50
 
     @property
     def validate_last(self) -> bool:
@@ -71,17 +95,23 @@ class LoopSettings:
         return bool(self.validate_first or self.validate_every or self.validate_every_epochs)
 
 
+def _unheard(_name: EventName, _fields: Mapping[str, Any]) -> None:
+    """Let an event pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoopHooks:
-    """What the loop calls and does not know.
+    """What the loop calls and does not know; in a run of several processes only the first one calls them.
 
     Attributes:
         save: writes a checkpoint.
         validate: renders at a step; 0 is the untouched base model. A signal breaks it off with
             KeyboardInterrupt.
         on_step: shows and logs one step.
+        on_event: logs what else happens, as EventLog.write: `step_skipped` and `sigma_bands`.
     """
 
     save: Callable[[LoopState], None]
     validate: Callable[[int], None]
     on_step: Callable[[StepMetrics], None]
+    on_event: Callable[[EventName, Mapping[str, Any]], None] = _unheard

@@ -1,73 +1,30 @@
 """The training loop: step groups in, optimizer steps out, everything else through functions it is given.
 
-Knows no LongCat name, file format or config; this is accelerate's door together with `runs`.
+Knows no LongCat name, file format or config. In a run of several processes each has a loop of its own; they
+take the same steps and end at the same one, and only the first saves, renders and logs.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from longcat_tune.errors import InterruptedRunError, UserError
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState, StepGroup
-from longcat_tune.training.metrics import StepMetrics, peak_memory_gib
-from longcat_tune.training.step import (
-    DrawSigma,
-    StepOutput,
-    draw,
-    noise_generator,
-    seed_dropout,
-    to_device,
-    training_step,
-)
-from longcat_tune.training.trouble import (
-    StopRequest,
-    explained_out_of_memory,
-    require_finite,
-    stop_on_signals,
-)
+from longcat_tune.training.metrics import SigmaBands
+from longcat_tune.training.parts import LoopParts
+from longcat_tune.training.trouble import StopRequest, out_of_memory, stop_on_signals
+from longcat_tune.training.update import DoneStep, SkippedStep, make_step, try_largest
 from longcat_tune.types import Batch
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+__all__ = ["LoopParts", "run_loop"]
+
+SKIPS_ALLOWED = 2
+"""Steps in a row that may be skipped for lack of memory; one more ends the run."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoopParts:
-    """What a step is made with.
-
-    Attributes:
-        model: on the accelerator's device; only the optimizer's parameters need gradients.
-        optimizer: over the trained parameters.
-        schedule: stepped once per optimizer step.
-        accelerator: gives the device, runs backward and clips.
-        draw_sigma: the training density of noise levels.
-        compute: entered for every forward pass, such as autocast.
-    """
-
-    model: nn.Module
-    optimizer: Optimizer
-    schedule: LRScheduler
-    accelerator: Accelerator
-    draw_sigma: DrawSigma
-    compute: Callable[[], AbstractContextManager[object]] = nullcontext
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The trained ones."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def run_loop(
@@ -77,8 +34,13 @@ def run_loop(
     settings: LoopSettings,
     hooks: LoopHooks,
     start: LoopState | None = None,
+    largest: Batch | None = None,
 ) -> LoopState:
     """Train until max_steps, or until the groups end.
+
+    A step that runs out of memory is skipped and counts as a step: its batches are behind, so that step and
+    cursor keep their relation and a resumed run does what this one does. The third in a row ends the run; its
+    last checkpoint stands before them, so that they are tried again.
 
     Args:
         parts: what a step is made with.
@@ -86,6 +48,7 @@ def run_loop(
         settings: how long, how often and how far.
         hooks: saving, rendering, logging.
         start: what a checkpoint gave; None for a new run.
+        largest: the batch that needs most memory: tried before the first step, changing nothing.
 
     Returns:
         The state after the last step, which has been saved.
@@ -93,22 +56,30 @@ def run_loop(
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM came; the state was saved unless it was the second Ctrl-C.
         DataError: a loss or gradient is not finite.
-        DeviceError: out of memory.
+        DeviceError: out of memory in three steps in a row, or with the largest batch.
     """
+    processes = parts.processes
+    stopped = False
     with stop_on_signals() as stop:
-        run = _Run(start or LoopState(), settings, hooks, stop)
+        run = _Run(start or LoopState(), parts, settings, hooks, stop)
+        parts.weights.take_up()
+        if largest is not None and run.state.step < settings.max_steps:
+            try_largest(parts, largest, settings)
         if settings.validate_first and run.state.step == 0:
             run.validate()
         for group in islice(groups, max(0, settings.max_steps - run.state.step)):
             if run.epochs_due(group):
                 run.validate()
-            if stop.requested:
+            # Agreed on, as a signal may reach one process a step before another.
+            stopped = processes.agree(stop.requested)
+            if stopped:
                 break
-            run.after_step(_train_step(parts, group, run.state.step + 1, settings), group)
+            run.after_step(make_step(parts, group, run.state.step + 1, settings), group)
         run.save()
+        run.report_bands()
         if settings.validate_last:
             run.validate()
-    if stop.requested and run.state.step < settings.max_steps:
+    if stopped:
         step = run.state.step
         where = f"after step {step}, which is saved" if step else "before the first step"
         raise InterruptedRunError(f"stopped {where}; the same command goes on from there")
@@ -118,22 +89,64 @@ def run_loop(
 class _Run:
     """What has been reached, saved and rendered so far."""
 
-    def __init__(self, state: LoopState, settings: LoopSettings, hooks: LoopHooks, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        state: LoopState,
+        parts: LoopParts,
+        settings: LoopSettings,
+        hooks: LoopHooks,
+        stop: StopRequest,
+    ) -> None:
         self.state = state
+        self.weights = parts.weights
+        self.is_first = parts.processes.is_first
         self.settings = settings
         self.hooks = hooks
         self.stop = stop
         self.saved_step = state.step
         self.validated_step: int | None = None
+        self.bands = SigmaBands()
+        self.skipped: list[SkippedStep] = []
+        self.before_skips = state
 
-    def after_step(self, metrics: StepMetrics, group: StepGroup) -> None:
+    def after_step(self, made: DoneStep | SkippedStep, group: StepGroup) -> None:
         """Count the step, then save and render if it is time; saving first, as a render may fail."""
-        self.state = LoopState(metrics.step, group.epoch, group.cursor)
-        self.hooks.on_step(metrics)
+        self.state = LoopState(self.state.step + 1, group.epoch, group.cursor)
+        if isinstance(made, SkippedStep):
+            self._skip(made)
+        else:
+            self.skipped, self.before_skips = [], self.state
+            self.bands.add(made.losses, made.sigmas)
+            if self.is_first:
+                self.hooks.on_step(made.metrics)
+        if self.state.step % self.settings.bands_every == 0:
+            self.report_bands()
         if self.state.step % self.settings.save_every == 0:
             self.save()
         if self.settings.validate_every and self.state.step % self.settings.validate_every == 0:
             self.validate()
+
+    def _skip(self, step: SkippedStep) -> None:
+        """Tell of a skipped step, and end the run when there were too many in a row."""
+        self.skipped.append(step)
+        if self.is_first:
+            self.hooks.on_event("step_skipped", asdict(step))
+        if len(self.skipped) <= SKIPS_ALLOWED:
+            logger.warning(
+                "step %d is skipped, out of memory with %s: %s",
+                step.step,
+                ", ".join(step.clip_ids),
+                step.reason,
+            )
+            return
+        self.state = self.before_skips
+        self.save()
+        raise out_of_memory(f"steps {self.skipped[0].step} to {step.step}, one after another", step.reason)
+
+    def report_bands(self) -> None:
+        """Log the losses by noise level since the last time."""
+        if self.bands and self.is_first:
+            self.hooks.on_event("sigma_bands", {"step": self.state.step, **self.bands.take()})
 
     def epochs_due(self, group: StepGroup) -> bool:
         """Whether the step before this group ended an epoch to render after."""
@@ -141,18 +154,22 @@ class _Run:
         return every is not None and group.epoch != self.state.epoch and group.epoch % every == 0
 
     def save(self) -> None:
-        """Write a checkpoint unless this step has one."""
-        if self.saved_step != self.state.step:
-            self.hooks.save(self.state)
-            self.saved_step = self.state.step
+        """Write a checkpoint unless this step, or a later one, has one."""
+        if self.saved_step >= self.state.step:
+            return
+        if self.is_first:
+            with self.weights.shipped():
+                self.hooks.save(self.state)
+        self.saved_step = self.state.step
 
     def validate(self) -> None:
         """Render unless this step was rendered or the run is to stop; a failed render costs no steps."""
-        if self.stop.requested or self.validated_step == self.state.step:
+        if self.stop.requested or self.validated_step == self.state.step or not self.is_first:
             return
         self.validated_step = self.state.step
         try:
-            with self.stop.abandoning():
+            # Broken off inside only: switching the weights back must not be.
+            with self.weights.shipped(), self.stop.abandoning():
                 self.hooks.validate(self.state.step)
         except KeyboardInterrupt:
             logger.info("the render at step %d was broken off", self.state.step)
@@ -160,64 +177,3 @@ class _Run:
             if not self.stop.requested:
                 self.save()
             raise
-
-
-def _train_step(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettings) -> StepMetrics:
-    """Make one optimizer step: the mean over the micro batches, each a mean over its samples."""
-    began = time.perf_counter()
-    parts.model.train()
-    outputs: list[StepOutput] = []
-    clip_ids: list[str] = []
-    with explained_out_of_memory(f"training step {number}"):
-        for micro_batch, batch in enumerate(group.batches):
-            output = _forward(parts, batch, seed=settings.seed, step=number, micro_batch=micro_batch)
-            parts.accelerator.backward(output.loss_B.mean() / len(group.batches))
-            outputs.append(StepOutput(output.loss_B.detach(), output.sigma_B))
-            clip_ids += batch.clip_ids
-        grad_norm = _clip(parts, settings)
-        # All values are read before the optimizer's kernels are queued, so that these are not waited for.
-        losses = torch.cat([output.loss_B for output in outputs]).tolist()
-        require_finite(number, losses, grad_norm.item(), clip_ids)
-        loss = torch.stack([output.loss_B.mean() for output in outputs]).mean().item()
-        sigma_mean = torch.cat([output.sigma_B for output in outputs]).mean().item()
-        learning_rate = float(parts.optimizer.param_groups[0]["lr"])
-        parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
-    parts.schedule.step()
-    return StepMetrics(
-        step=number,
-        epoch=group.epoch,
-        loss=loss,
-        learning_rate=learning_rate,
-        grad_norm=grad_norm.item(),
-        sigma_mean=sigma_mean,
-        samples=len(clip_ids),
-        seconds=time.perf_counter() - began,
-        memory_gib=peak_memory_gib(parts.accelerator.device),
-    )
-
-
-def _forward(parts: LoopParts, batch: Batch, *, seed: int, step: int, micro_batch: int) -> StepOutput:
-    generator = noise_generator(seed, step=step, micro_batch=micro_batch)
-    sigma_B, noise_BCTHW = draw(batch, parts.draw_sigma, generator)
-    seed_dropout(seed, step=step, micro_batch=micro_batch)
-    device = parts.accelerator.device
-    with parts.compute():
-        return training_step(
-            parts.model,
-            to_device(batch, device),
-            sigma_B=sigma_B.to(device),
-            noise_BCTHW=noise_BCTHW.to(device),
-        )
-
-
-def _clip(parts: LoopParts, settings: LoopSettings) -> Tensor:
-    """Clip the gradients; returns their common norm as it was before."""
-    limit = settings.max_grad_norm or float("inf")
-    if settings.grad_clip_method == "norm":
-        norm: Tensor = parts.accelerator.clip_grad_norm_(parts.parameters, limit)
-        return norm
-    gradients = [parameter.grad for parameter in parts.parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    parts.accelerator.clip_grad_value_(parts.parameters, limit)
-    return norm

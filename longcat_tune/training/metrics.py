@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +21,37 @@ from longcat_tune.files import explained_disk_errors
 
 logger = logging.getLogger(__name__)
 
-EventName = Literal["run_start", "resume", "step", "validation", "checkpoint", "run_end", "error"]
+BANDS = 10
+"""Into which sigma is divided for the log."""
+
+EventName = Literal[
+    "run_start",
+    "resume",
+    "step",
+    "step_skipped",
+    "sigma_bands",
+    "validation",
+    "checkpoint",
+    "run_end",
+    "error",
+]
 """Every kind of line in events.jsonl. Each holds `event` and `time` (seconds since 1970), and:
 
 run_start: what the run was turned into: max_steps, clips, device, versions.
 resume: step and folder that the run goes on from.
 step: the fields of StepMetrics.
+step_skipped: step, reason and clip_ids of a step that changed nothing, for lack of memory.
+sigma_bands: step, and losses and counts: mean unweighted loss (null: none) and number of samples with sigma
+    from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event.
 validation: step and the files rendered.
 checkpoint: step and folder.
 run_end: how it ended: finished, interrupted or failed.
 error: kind and message, as the user saw it.
 """
+
+
+Listener = Callable[[EventName, Mapping[str, Any]], None]
+"""Takes an event and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +61,8 @@ class StepMetrics:
     Attributes:
         step: its number, from 1.
         epoch: from 0.
-        loss: mean over its micro batches.
+        loss: what was minimised: the mean over its micro batches, weighted by noise level where that is
+            asked for.
         learning_rate: the one it was made with.
         grad_norm: of all trained weights together, before clipping.
         sigma_mean: over its samples.
@@ -61,6 +83,37 @@ class StepMetrics:
     memory_gib: float
 
 
+class SigmaBands:
+    """Losses by noise level, in ten bands of sigma: the mean over all of them hides what each learns."""
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * BANDS
+        self._counts = [0] * BANDS
+
+    def add(self, losses: Sequence[float], sigmas: Sequence[float]) -> None:
+        """Take in one step.
+
+        Args:
+            losses: one per sample.
+            sigmas: one per sample, 0 to 1.
+        """
+        for loss, sigma in zip(losses, sigmas, strict=True):
+            band = min(BANDS - 1, int(sigma * BANDS))
+            self._sums[band] += loss
+            self._counts[band] += 1
+
+    def take(self) -> dict[str, list[float | None] | list[int]]:
+        """Give the fields `losses` and `counts` of an event, and begin anew."""
+        sums, counts = self._sums, self._counts
+        self._sums, self._counts = [0.0] * BANDS, [0] * BANDS
+        losses = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        return {"losses": losses, "counts": counts}
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to take."""
+        return any(self._counts)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Give the most memory that was held at once so far: the device's on CUDA, else the process's."""
     if device.type == "cuda":
@@ -78,13 +131,15 @@ class EventLog:
 
     Args:
         path: created when missing. Half a line at its end, left by a killed run, is removed.
+        listeners: hear every event after it was written, such as trackers.
 
     Raises:
         UserError: the folder cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listeners: Sequence[Listener] = ()) -> None:
         self.path = path
+        self.listeners = listeners
         with explained_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: one line is one write, so that a kill can tear at most the last one.
@@ -104,6 +159,8 @@ class EventLog:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, allow_nan=False)
         with explained_disk_errors(self.path):
             self._file.write(line.encode() + b"\n")
+        for listener in self.listeners:
+            listener(event, fields)
 
     def __enter__(self) -> Self:
         return self

@@ -27,7 +27,7 @@ class StepOutput:
     """What one micro batch gave.
 
     Attributes:
-        loss_B: float32, per sample, with its graph.
+        loss_B: float32, per sample, with its graph, before any weighting by noise level.
         sigma_B: the noise level each sample was trained at.
     """
 
@@ -36,7 +36,12 @@ class StepOutput:
 
 
 def training_step(
-    model: Callable[..., Tensor], batch: Batch, *, sigma_B: Tensor, noise_BCTHW: Tensor
+    model: Callable[..., Tensor],
+    batch: Batch,
+    *,
+    sigma_B: Tensor,
+    noise_BCTHW: Tensor,
+    huber_c: float | None = None,
 ) -> StepOutput:
     """Noise the latents, predict clean - noise, compare.
 
@@ -45,13 +50,14 @@ def training_step(
         batch: clean latents in float32, on the model's device.
         sigma_B: noise levels, 0 to 1.
         noise_BCTHW: standard normal, float32.
+        huber_c: as `flow_loss`.
     """
     k = batch.num_cond_latents
     noised = add_noise(batch.latents_BCTHW, noise_BCTHW, sigma_B, num_cond_latents=k)
     prediction_BCTHW = model(
         noised.latents_BCTHW, noised.timestep_BT, batch.text_BLD, batch.mask_BL, num_cond_latents=k
     )
-    loss_B = flow_loss(prediction_BCTHW, noised.target_BCTHW, num_cond_latents=k)
+    loss_B = flow_loss(prediction_BCTHW, noised.target_BCTHW, num_cond_latents=k, huber_c=huber_c)
     return StepOutput(loss_B, noised.sigma_B)
 
 

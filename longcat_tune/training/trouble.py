@@ -5,6 +5,7 @@ Turns each into a message with a remedy; decides nothing about saving.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import signal
@@ -78,6 +79,29 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def out_of_memory_reason(error: RuntimeError | MemoryError) -> str | None:
+    """Say in one line how an error tells of a full device or host; None when it tells of something else."""
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not full and not any(words in str(error) for words in CPU_ALLOCATION_FAILURES):
+        return None
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def out_of_memory(during: str, reason: str) -> DeviceError:
+    """Make the error that tells what to lower.
+
+    Args:
+        during: what was done.
+        reason: from `out_of_memory_reason`.
+    """
+    return DeviceError(
+        f"out of memory in {during} ({reason}). Change these one after another until it fits: lower "
+        "validation_resolution and validation_num_video_frames, lower lora_rank, enable_group_offload, "
+        "base_model_precision int8-quanto or fp8-torchao (these two are not available yet), then "
+        "resolution and num_frames of the datasets. The same command goes on from the last checkpoint"
+    )
+
+
 @contextmanager
 def explained_out_of_memory(during: str) -> Iterator[None]:
     """Turn running out of memory in the block into advice.
@@ -91,17 +115,17 @@ def explained_out_of_memory(during: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not full and not any(words in str(error) for words in CPU_ALLOCATION_FAILURES):
+        reason = out_of_memory_reason(error)
+        if reason is None:
             raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        msg = (
-            f"out of memory in {during} ({reason}). Change these one after another until it fits: lower "
-            "validation_resolution and validation_num_video_frames, lower lora_rank, enable_group_offload, "
-            "base_model_precision int8-quanto or fp8-torchao (these two are not available yet), then "
-            "resolution and num_frames of the datasets. The same command goes on from the last checkpoint"
-        )
-        raise DeviceError(msg) from error
+        raise out_of_memory(during, reason) from error
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a step that ran out of memory still held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def require_finite(step: int, losses: Sequence[float], grad_norm: float, clip_ids: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,13 +16,19 @@ from longcat_tune.errors import DeviceError, NotAvailableYetError
 from longcat_tune.model.attention import math_attention, sdpa_attention
 from longcat_tune.runs.build import (
     build_optimizer,
+    build_schedule,
     build_transformer,
     compute_context,
     find_checkpoint,
+    huber_c,
+    loop_weights,
     require_one_process,
     sigma_density,
 )
 from longcat_tune.runs.train import model_with_lora
+from longcat_tune.training.interfaces import SameWeights
+from longcat_tune.training.optimizers import OptimizerName
+from longcat_tune.training.schedule_free import ScheduleFreeWeights
 from tests.builders import make_run
 
 CPU = torch.device("cpu")
@@ -48,6 +55,47 @@ def test_the_optimizer_gets_its_numbers() -> None:
 def test_the_density_gets_its_kind_shift_and_scale(keys: dict[str, bool], kind: str) -> None:
     density = sigma_density(FlowSection(flow_schedule_shift=3.0, flow_sigmoid_scale=0.5, **keys))
     assert (density.kind, density.shift, density.sigmoid_scale) == (kind, 3.0, 0.5)
+
+
+def test_the_density_gets_its_window_and_the_loss_its_shape() -> None:
+    density = sigma_density(FlowSection(flow_min_sigma=0.2, flow_max_sigma=0.7))
+    assert (density.min_sigma, density.max_sigma) == (0.2, 0.7)
+    assert huber_c(FlowSection(huber_c=0.3)) is None
+    assert huber_c(FlowSection(loss_type="huber", huber_c=0.3)) == 0.3
+
+
+def test_b_matrices_get_their_rate() -> None:
+    down, up = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(3, 2))
+    training = TrainingSection(learning_rate=1e-3, lora_plus_ratio=8)
+    groups = build_optimizer(training, [down, up], is_up=lambda one: one is up).param_groups
+    assert [(group["lr"], group["params"][0] is up) for group in groups] == [(1e-3, False), (8e-3, True)]
+
+
+def test_every_optimizer_of_the_schema_is_built() -> None:
+    assert set(get_args(TrainingSection.model_fields["optimizer"].annotation)) == set(get_args(OptimizerName))
+
+
+def test_the_schedule_gets_its_numbers() -> None:
+    optimizer = build_optimizer(TrainingSection(learning_rate=1e-3), [nn.Parameter(torch.zeros(1))])
+    training = TrainingSection(
+        learning_rate=1e-3, lr_scheduler="polynomial", lr_end=1e-4, lr_power=2.0, lr_warmup_steps=2
+    )
+    build_schedule(training, optimizer, max_steps=10, completed_steps=5)
+    # The sixth step, half way from the second to the tenth.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 + 9e-4 * 0.25)
+    training = TrainingSection(
+        learning_rate=1e-3, lr_scheduler="cosine_with_restarts", lr_num_cycles=2, lr_end=0
+    )
+    optimizer = build_optimizer(training, [nn.Parameter(torch.zeros(1))])
+    build_schedule(training, optimizer, max_steps=9, completed_steps=2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
+
+
+def test_only_schedule_free_has_two_sets_of_weights() -> None:
+    for name, kind in (("adamw", SameWeights), ("adamw_schedulefree", ScheduleFreeWeights)):
+        training = TrainingSection(optimizer=name)
+        optimizer = build_optimizer(training, [nn.Parameter(torch.zeros(1))])
+        assert isinstance(loop_weights(training, optimizer), kind)
 
 
 @pytest.mark.parametrize(("name", "function"), [("math", math_attention), ("auto", sdpa_attention)])

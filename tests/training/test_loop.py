@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,25 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
-from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
+from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.flow.weighting import weighting
+from longcat_tune.training.ema import Ema
+from longcat_tune.training.interfaces import LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.step import draw, noise_generator, seed_dropout, to_device, training_step
-from tests.training.toys import Recorder, ToyGroup, ToyModel, groups, parts, recorder, with_latents
-
-
-def settings(max_steps: int, **changes: Any) -> LoopSettings:
-    return LoopSettings(max_steps=max_steps, seed=42, **changes)
-
-
-def train(max_steps: int, **changes: Any) -> tuple[ToyModel, Recorder]:
-    model, seen = ToyModel(), recorder()
-    run_loop(parts(model), groups(), settings=settings(max_steps, **changes), hooks=seen.hooks())
-    return model, seen
-
-
-def weights(model: torch.nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+from tests.training.toys import Filling, Recorder, ToyModel, groups, parts, recorder, settings, train, weights
 
 
 @pytest.mark.parametrize(
@@ -132,148 +118,73 @@ def test_a_render_in_between_changes_nothing() -> None:
     assert torch.equal(weights(model), plain)
 
 
-def poisoned(at: int) -> Iterator[ToyGroup]:
-    for number, group in enumerate(groups()):
-        if number == at:
-            bad = with_latents(group.batches[1], float("nan"))
-            yield replace(group, batches=(group.batches[0], bad))
-        else:
-            yield group
+def test_losses_are_told_by_noise_level() -> None:
+    _, seen = train(5, bands_every=2)
+    told = [fields for name, fields in seen.events if name == "sigma_bands"]
+    assert [fields["step"] for fields in told] == [2, 4, 5]
+    assert [sum(fields["counts"]) for fields in told] == [6, 6, 3]
+    every = [
+        loss * count
+        for fields in told
+        for loss, count in zip(fields["losses"], fields["counts"], strict=True)
+        if loss is not None
+    ]
+    assert all(0 < one < 100 for one in every)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_clips() -> None:
+def test_weights_by_noise_level_and_huber_reach_the_gradient() -> None:
+    density = SigmaDensity()
     model, seen = ToyModel(), recorder()
-    with pytest.raises(DataError) as caught:
-        run_loop(parts(model), poisoned(at=2), settings=settings(9), hooks=seen.hooks())
-    message = str(caught.value)
-    assert message.startswith("step 3: loss is nan for clips/5-0.mp4, nan for clips/5-1.mp4, which must be")
-    assert "clips/4-0.mp4" not in message
-    assert "lower learning_rate" in message
-    assert torch.equal(weights(model), weights(train(2)[0]))
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_step() -> None:
-    model, seen = ToyModel(), recorder()
-    before = weights(model)
-    model.mix.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(DataError, match=r"step 1: gradient norm is (inf|nan) for clips/0-0\.mp4, clips/1-0"):
-        run_loop(parts(model), groups(), settings=settings(9), hooks=seen.hooks())
-    assert torch.equal(weights(model), before)
-
-
-def sending(*signals: int, at: int) -> tuple[Recorder, LoopHooks]:
-    """Hooks that send signals to this process at the end of a step."""
-    seen = recorder()
-
-    def on_step(metrics: Any) -> None:
-        if metrics.step == at:
-            for number in signals:
-                os.kill(os.getpid(), number)
-
-    return seen, replace(seen.hooks(), on_step=on_step)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_finishes_the_step_saves_and_ends_with_130(number: int) -> None:
-    before = signal.getsignal(number)
-    seen, hooks = sending(number, at=2)
-    with pytest.raises(InterruptedRunError, match="stopped after step 2, which is saved") as caught:
-        run_loop(parts(), groups(), settings=settings(9, validate_every=1), hooks=hooks)
-    assert caught.value.exit_code == 130
-    assert seen.saves == [2]
-    assert seen.renders == [1]
-    assert signal.getsignal(number) is before
-
-
-def test_a_launcher_s_sigterm_after_ctrl_c_still_saves() -> None:
-    seen, hooks = sending(signal.SIGINT, signal.SIGTERM, at=2)
-    with pytest.raises(InterruptedRunError, match="which is saved"):
-        run_loop(parts(), groups(), settings=settings(9), hooks=hooks)
-    assert seen.saves == [2]
-
-
-def test_the_second_ctrl_c_stops_at_once() -> None:
-    seen, hooks = sending(signal.SIGINT, signal.SIGINT, at=2)
-    with pytest.raises(InterruptedRunError, match="stopped at once"):
-        run_loop(parts(), groups(), settings=settings(9), hooks=hooks)
-    assert seen.saves == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ctrl_c_breaks_off_a_render_and_saves() -> None:
-    seen = recorder()
-
-    def validate(step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the render went on")
-
-    with pytest.raises(InterruptedRunError, match="stopped after step 2"):
-        run_loop(
-            parts(),
-            groups(),
-            settings=settings(9, validate_every=2),
-            hooks=replace(seen.hooks(), validate=validate),
+    made = replace(parts(model), weigh=weighting("bell", density), huber_c=0.2)
+    run_loop(made, groups(), settings=settings(1, max_grad_norm=0.0), hooks=seen.hooks())
+    bare = ToyModel()
+    objectives = []
+    for index, batch in enumerate(next(groups()).batches):
+        seed_dropout(42, step=1, micro_batch=index)
+        sigma, noise = draw(batch, density.sample, noise_generator(42, step=1, micro_batch=index))
+        output = training_step(
+            bare, to_device(batch, torch.device("cpu")), sigma_B=sigma, noise_BCTHW=noise, huber_c=0.2
         )
-    assert seen.saves == [2]
+        objectives.append((weighting("bell", density)(sigma) * output.loss_B).mean())
+    objective = torch.stack(objectives).mean()
+    objective.backward()
+    gradients = [parameter.grad for parameter in bare.parameters() if parameter.grad is not None]
+    assert seen.metrics[0].loss == pytest.approx(objective.item(), rel=1e-6)
+    assert seen.metrics[0].grad_norm == pytest.approx(torch.nn.utils.get_total_norm(gradients).item())
 
 
-def test_a_signal_in_the_last_step_changes_nothing() -> None:
-    seen, hooks = sending(signal.SIGTERM, at=3)
-    assert run_loop(parts(), groups(), settings=settings(3), hooks=hooks).step == 3
-    assert seen.saves == [3]
+def test_what_is_saved_and_rendered_is_what_the_weights_say() -> None:
+    entered: list[str] = []
+
+    class Switching:
+        @contextmanager
+        def shipped(self) -> Iterator[None]:
+            entered.append("in")
+            yield
+            entered.append("out")
+
+        def take_up(self) -> None:
+            entered.append("take up")
+
+    class Watching(Recorder):
+        def save(self, state: LoopState) -> None:
+            entered.append(f"save {state.step}")
+
+        def validate(self, step: int) -> None:
+            entered.append(f"render {step}")
+
+    made = replace(parts(), weights=Switching())
+    seen = Watching([], [], [])
+    run_loop(made, groups(), settings=settings(2, save_every=1, validate_first=True), hooks=seen.hooks())
+    expected = "take up, in, render 0, out, in, save 1, out, in, save 2, out, in, render 2, out"
+    assert ", ".join(entered) == expected
 
 
-def test_a_failed_render_costs_no_steps() -> None:
-    seen = recorder()
-
-    def validate(step: int) -> None:
-        raise DeviceError("no memory for the render")
-
-    with pytest.raises(DeviceError, match="no memory for the render"):
-        run_loop(
-            parts(),
-            groups(),
-            settings=settings(9, validate_every=4),
-            hooks=replace(seen.hooks(), validate=validate),
-        )
-    assert seen.saves == [4]
-
-
-def raising(error: BaseException) -> Callable[..., Tensor]:
-    def forward(*args: object, **kwargs: object) -> Tensor:
-        raise error
-
-    return forward
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
-        ),
-        MemoryError(),
-    ],
-)
-def test_out_of_memory_tells_what_to_lower_in_order(error: BaseException) -> None:
-    model, seen = ToyModel(), recorder()
-    model.forward = raising(error)
-    with pytest.raises(DeviceError, match="out of memory in training step 1") as caught:
-        run_loop(parts(model), groups(), settings=settings(9), hooks=seen.hooks())
-    advice = (
-        r"validation_resolution.*num_video_frames.*lora_rank.*enable_group_offload.*int8-quanto.*fp8-torchao"
-    )
-    assert re.search(advice, str(caught.value))
-    assert "\n" not in str(caught.value)
-
-
-def test_other_errors_keep_their_traceback() -> None:
-    model = ToyModel()
-    model.forward = raising(RuntimeError("a bug"))
-    with pytest.raises(RuntimeError, match=r"^a bug$"):
-        run_loop(parts(model), groups(), settings=settings(9), hooks=recorder().hooks())
+def test_the_average_takes_in_every_step_that_was_made() -> None:
+    model, seen = Filling(3), recorder()
+    ema = Ema(model.named_parameters(), decay=0.9)
+    run_loop(replace(parts(model), ema=ema), groups(), settings=settings(4), hooks=seen.hooks())
+    assert ema.updates == 3
 
 
 def test_the_compute_context_is_entered_for_every_forward() -> None:
@@ -287,15 +198,3 @@ def test_the_compute_context_is_entered_for_every_forward() -> None:
     made = replace(parts(Watching()), compute=lambda: torch.autocast("cpu", torch.bfloat16))
     run_loop(made, groups(), settings=settings(2), hooks=recorder().hooks())
     assert dtypes == [True] * 4
-
-
-def test_ctrl_c_in_the_first_render_claims_no_saved_step() -> None:
-    seen = recorder()
-
-    def validate(step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    hooks = replace(seen.hooks(), validate=validate)
-    with pytest.raises(InterruptedRunError, match="stopped before the first step; the same command"):
-        run_loop(parts(), groups(), settings=settings(9, validate_first=True), hooks=hooks)
-    assert seen.saves == []

@@ -1,52 +1,159 @@
-"""Schedules follow their documented formula, also when they start in the middle."""
+"""Each optimizer gets its numbers, learns, and says which package it needs when that is missing."""
 
 from __future__ import annotations
 
+import sys
+from typing import get_args
+
 import pytest
 import torch
+from torch import Generator, Tensor
 from torch.nn import Parameter
-from torch.optim import AdamW
+from torch.optim import Adafactor, AdamW, Optimizer
 
-from longcat_tune.training.optimizers import ScheduleName, build_adamw, build_schedule
+from longcat_tune.errors import ConfigError
+from longcat_tune.training.optimizers import (
+    PACKAGES,
+    OptimizerName,
+    OptimizerPair,
+    OptimizerSettings,
+    build_optimizer,
+)
+from longcat_tune.training.schedule_free import ScheduleFreeWeights
 
 
-def rates(name: ScheduleName, *, warmup: int, steps: int, completed: int = 0) -> list[float]:
-    optimizer = build_adamw([Parameter(torch.zeros(1))], learning_rate=2e-4)
-    schedule = build_schedule(name, optimizer, warmup_steps=warmup, completed_steps=completed)
-    made = []
-    for _ in range(steps):
-        made.append(optimizer.param_groups[0]["lr"])
+def weights() -> list[Parameter]:
+    """A LoRA's A and B, and a vector as DoRA has them."""
+    generator = Generator().manual_seed(0)
+    return [
+        Parameter(torch.randn(4, 32, generator=generator) * 0.1),
+        Parameter(torch.zeros(16, 4)),
+        Parameter(torch.ones(16)),
+    ]
+
+
+def build(name: OptimizerName, parameters: list[Parameter], **changes: object) -> Optimizer:
+    settings = OptimizerSettings(name, **changes)  # type: ignore[arg-type]
+    return build_optimizer(settings, parameters, is_up=lambda parameter: parameter.shape == (16, 4))
+
+
+def loss_of(parameters: list[Parameter], inputs: Tensor, targets: Tensor) -> Tensor:
+    down, up, size = parameters
+    return ((inputs @ down.T @ up.T) * size - targets).square().mean()
+
+
+def needs(name: str) -> None:
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("adamw", 1e-2),
+        ("adamw_8bit", 1e-2),
+        ("adafactor", 1e-2),
+        ("prodigy", 1.0),
+        ("adamw_schedulefree", 1e-2),
+        ("muon", 1e-2),
+    ],
+)
+def test_every_optimizer_learns(name: OptimizerName, rate: float) -> None:
+    needs(name)
+    generator = Generator().manual_seed(1)
+    inputs = torch.randn(64, 32, generator=generator)
+    targets = 0.1 * inputs @ torch.randn(32, 16, generator=generator)[:, :1].repeat(1, 16)
+    parameters = weights()
+    optimizer = build(name, parameters, learning_rate=rate)
+    if name == "adamw_schedulefree":
+        ScheduleFreeWeights(optimizer).take_up()
+    first = loss_of(parameters, inputs, targets).item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss_of(parameters, inputs, targets).backward()
         optimizer.step()
-        schedule.step()
-    return made
+    assert loss_of(parameters, inputs, targets).item() < 0.2 * first
 
 
-def test_constant_ignores_warmup_steps() -> None:
-    assert rates("constant", warmup=3, steps=5) == [2e-4] * 5
+def test_every_name_is_tested() -> None:
+    assert set(get_args(OptimizerName)) == {*PACKAGES, "adamw", "adafactor", "muon"}
 
 
-def test_warmup_rises_linearly_and_reaches_the_full_rate_at_its_last_step() -> None:
-    expected = [2e-4 * min(1, n / 4) for n in range(1, 8)]
-    assert rates("constant_with_warmup", warmup=4, steps=7) == pytest.approx(expected, rel=1e-12)
-    assert rates("constant_with_warmup", warmup=0, steps=2) == [2e-4] * 2
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "prodigy", "adamw_schedulefree"])
+def test_relatives_of_adam_take_the_same_numbers(name: OptimizerName) -> None:
+    needs(name)
+    optimizer = build(name, weights(), learning_rate=0.5, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.25)
+    (group,) = optimizer.param_groups
+    assert [group[key] for key in ("lr", "betas", "eps", "weight_decay")] == [0.5, (0.7, 0.8), 1e-3, 0.25]
 
 
-@pytest.mark.parametrize("completed", [1, 3, 4, 9])
-def test_a_resumed_schedule_goes_on_to_the_bit(completed: int) -> None:
-    whole = rates("constant_with_warmup", warmup=5, steps=12)
-    rest = rates("constant_with_warmup", warmup=5, steps=12 - completed, completed=completed)
-    assert rest == whole[completed:]
-
-
-def test_adamw_takes_its_numbers_and_is_not_fused_on_the_cpu() -> None:
-    parameters = [Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = build_adamw(
-        iter(parameters), learning_rate=1e-3, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1
-    )
-    reference = AdamW([Parameter(torch.ones(3)) for _ in range(2)], 1e-3, (0.8, 0.9), 1e-6, 0.1)
-    for optimizer_ in (optimizer, reference):
-        for parameter in optimizer_.param_groups[0]["params"]:
-            parameter.grad = torch.tensor([1.0, -2.0, 0.5])
-        optimizer_.step()
-    assert torch.equal(parameters[0], reference.param_groups[0]["params"][0])
+def test_adamw_is_torch_s_and_not_fused_on_the_cpu() -> None:
+    ours, theirs = weights(), weights()
+    optimizer = build("adamw", ours, learning_rate=1e-3, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    reference = AdamW(theirs, 1e-3, (0.8, 0.9), 1e-6, 0.1)
+    for parameters, stepped in ((ours, optimizer), (theirs, reference)):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 0.5)
+        stepped.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adamw_schedulefree", "muon"])
+def test_lora_plus_gives_b_its_own_rate(name: OptimizerName) -> None:
+    needs(name)
+    parameters = weights()
+    optimizer = build(name, parameters, learning_rate=1e-4, lora_plus_ratio=16)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert [rates[id(parameter)] for parameter in parameters] == [1e-4, 16e-4, 1e-4]
+
+
+def test_adafactor_s_rate_is_absolute() -> None:
+    # With torch's own eps2 the first step of B, which is 0, would be a thousandth of it.
+    up = Parameter(torch.zeros(16, 4))
+    optimizer = build("adafactor", [up], learning_rate=1e-3)
+    assert isinstance(optimizer, Adafactor)
+    up.grad = torch.ones(16, 4)
+    optimizer.step()
+    torch.testing.assert_close(up.detach(), torch.full((16, 4), -1e-3))
+
+
+def test_muon_steps_matrices_and_adamw_the_rest() -> None:
+    parameters = weights()
+    optimizer = build("muon", parameters, learning_rate=1e-2, weight_decay=0.0)
+    assert isinstance(optimizer, OptimizerPair)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=Generator().manual_seed(3))
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer.step()
+    steps = [now.detach() - then for now, then in zip(parameters, before, strict=True)]
+    # Orthogonal and as large as AdamW's: 0.2 sqrt(16) / sqrt(16) a value, as 4 of 16 directions are stepped.
+    spectrum = torch.linalg.svdvals(steps[1]) / (1e-2 * 0.2 * 4)
+    assert bool(((spectrum > 0.6) & (spectrum < 1.3)).all())
+    torch.testing.assert_close(steps[2].abs(), torch.full((16,), 1e-2))
+    assert isinstance(build("muon", parameters[:2]), torch.optim.Muon)
+    assert isinstance(build("muon", parameters[2:]), AdamW)
+
+
+def test_muon_in_an_older_torch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longcat_tune.training.optimizers.TORCH_HAS_MUON", False)
+    with pytest.raises(ConfigError, match=r"optimizer \(muon\) needs torch 2.9 or newer, and this is"):
+        build("muon", weights())
+
+
+@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
+def test_a_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, name: OptimizerName, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError) as caught:
+        build(name, weights())
+    assert str(caught.value) == (
+        f"optimizer ({name}) needs the package {package}, which is not installed; "
+        "pip install 'longcat-tune[optim]', or choose adamw"
+    )
+
+
+def test_prodigy_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    build("prodigy", weights(), learning_rate=1.0)
+    assert capsys.readouterr().out == ""

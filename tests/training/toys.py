@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from longcat_tune.flow.density import SigmaDensity
-from longcat_tune.training.interfaces import LoopHooks, LoopState
-from longcat_tune.training.loop import LoopParts
+from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
+from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import StepMetrics
-from longcat_tune.training.optimizers import build_adamw, build_schedule
+from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
+from longcat_tune.training.parts import LoopParts
+from longcat_tune.training.schedules import Schedule, apply_schedule
 from longcat_tune.types import Batch
 
 
@@ -71,9 +74,10 @@ def groups(start: int = 0, *, accumulation: int = 2, steps_per_epoch: int = 3) -
 
 def parts(model: nn.Module | None = None, *, warmup: int = 4, completed: int = 0) -> LoopParts:
     model = ToyModel() if model is None else model
-    optimizer = build_adamw(model.parameters(), learning_rate=1e-2)
-    schedule = build_schedule(
-        "constant_with_warmup", optimizer, warmup_steps=warmup, completed_steps=completed
+    settings = OptimizerSettings(learning_rate=1e-2)
+    optimizer = build_optimizer(settings, model.parameters(), is_up=lambda _: False)
+    schedule = apply_schedule(
+        Schedule("constant_with_warmup", warmup_steps=warmup), optimizer, completed_steps=completed
     )
     return LoopParts(model, optimizer, schedule, Accelerator(cpu=True), SigmaDensity().sample)
 
@@ -85,9 +89,15 @@ class Recorder:
     calls: list[tuple[str, int]]
     metrics: list[StepMetrics]
     states: list[LoopState]
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def hooks(self) -> LoopHooks:
-        return LoopHooks(save=self.save, validate=self.validate, on_step=self.metrics.append)
+        return LoopHooks(
+            save=self.save,
+            validate=self.validate,
+            on_step=self.metrics.append,
+            on_event=lambda name, fields: self.events.append((name, dict(fields))),
+        )
 
     def save(self, state: LoopState) -> None:
         self.calls.append(("save", state.step))
@@ -111,3 +121,32 @@ def recorder() -> Recorder:
 
 def with_latents(clean: Batch, value: float) -> Batch:
     return replace(clean, latents_BCTHW=torch.full_like(clean.latents_BCTHW, value))
+
+
+def settings(max_steps: int, **changes: Any) -> LoopSettings:
+    return LoopSettings(max_steps=max_steps, seed=42, **changes)
+
+
+def train(max_steps: int, **changes: Any) -> tuple[ToyModel, Recorder]:
+    model, seen = ToyModel(), recorder()
+    run_loop(parts(model), groups(), settings=settings(max_steps, **changes), hooks=seen.hooks())
+    return model, seen
+
+
+def weights(model: torch.nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class Filling(ToyModel):
+    """Runs out of memory at some calls of its forward, in the first micro batch or in the second."""
+
+    def __init__(self, *calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.called = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.called += 1
+        if self.called in self.calls:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(*args, **kwargs)

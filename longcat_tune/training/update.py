@@ -1,0 +1,229 @@
+"""One optimizer step of all processes: forward and backward over the micro batches, clip, update.
+
+Decides what a step does and when it must not be done; when to save, to render and to stop is the loop's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from longcat_tune.training.interfaces import LoopSettings, StepGroup
+from longcat_tune.training.metrics import StepMetrics, peak_memory_gib
+from longcat_tune.training.parts import LoopParts
+from longcat_tune.training.step import (
+    StepOutput,
+    draw,
+    noise_generator,
+    seed_dropout,
+    to_device,
+    training_step,
+)
+from longcat_tune.training.trouble import (
+    explained_out_of_memory,
+    free_memory,
+    out_of_memory_reason,
+    require_finite,
+)
+from longcat_tune.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process found out in its part of a step, before anything was changed.
+
+    Attributes:
+        objectives: for each micro batch what is minimised: the weighted mean over its samples.
+        losses: unweighted, one per sample.
+        sigmas: one per sample.
+        clip_ids: one per sample.
+        full: why its memory did not suffice; the numbers are then missing.
+    """
+
+    objectives: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    clip_ids: tuple[str, ...] = ()
+    full: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A step that was made.
+
+    Attributes:
+        metrics: for the log.
+        losses: unweighted, one per sample of all processes.
+        sigmas: one per sample.
+    """
+
+    metrics: StepMetrics
+    losses: tuple[float, ...]
+    sigmas: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedStep:
+    """A step that did not fit into memory and changed nothing but the schedule.
+
+    Attributes:
+        step: its number.
+        reason: torch's, in one line.
+        clip_ids: of the processes that it did not fit into.
+    """
+
+    step: int
+    reason: str
+    clip_ids: tuple[str, ...]
+
+
+def make_step(
+    parts: LoopParts, group: StepGroup, number: int, settings: LoopSettings
+) -> DoneStep | SkippedStep:
+    """Make one optimizer step: the mean over all processes' micro batches, each a mean over its samples.
+
+    Args:
+        parts: what it is made with.
+        group: this process's micro batches.
+        number: of the step, from 1.
+        settings: seed and clipping.
+
+    Returns:
+        A skipped step when the memory of any process did not suffice; then no process changed its weights.
+
+    Raises:
+        DataError: a loss or gradient is not finite; the weights are unchanged.
+        DeviceError: no memory for the optimizer's state.
+    """
+    began = time.perf_counter()
+    parts.model.train()
+    shares = parts.processes.gather(_try_share(parts, group, number, settings))
+    if any(share.full for share in shares):
+        return _skipped(parts, number, shares)
+    parts.processes.average_gradients(parts.parameters)
+    grad_norm = _clip(parts, settings).item()
+    losses = tuple(chain.from_iterable(share.losses for share in shares))
+    sigmas = tuple(chain.from_iterable(share.sigmas for share in shares))
+    clip_ids = tuple(chain.from_iterable(share.clip_ids for share in shares))
+    require_finite(number, losses, grad_norm, clip_ids)
+    learning_rate = float(parts.optimizer.param_groups[0]["lr"])
+    with explained_out_of_memory(f"the optimizer's part of step {number}"):
+        parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.schedule.step()
+    if parts.ema is not None:
+        parts.ema.update()
+    metrics = StepMetrics(
+        step=number,
+        epoch=group.epoch,
+        loss=torch.tensor([one for share in shares for one in share.objectives]).mean().item(),
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
+        sigma_mean=torch.tensor(sigmas).mean().item(),
+        samples=len(clip_ids),
+        seconds=time.perf_counter() - began,
+        memory_gib=peak_memory_gib(parts.accelerator.device),
+    )
+    return DoneStep(metrics, losses, sigmas)
+
+
+def try_largest(parts: LoopParts, batch: Batch, settings: LoopSettings) -> None:
+    """Run forward and backward over a batch and throw the gradients away: what fits it, fits the run.
+
+    No weight and no random state is changed.
+
+    Args:
+        parts: as for the steps.
+        batch: the largest of the run.
+        settings: of the run.
+
+    Raises:
+        DeviceError: it does not fit.
+    """
+    device = parts.accelerator.device
+    parts.model.train()
+    clips = ", ".join(batch.clip_ids)
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        explained_out_of_memory(f"a try of the largest batch of this run, {clips}"),
+    ):
+        output = _forward(parts, batch, seed=settings.seed, step=0, micro_batch=0)
+        parts.accelerator.backward(output.loss_B.mean())
+    parts.optimizer.zero_grad(set_to_none=True)
+    logger.info("The largest batch of this run fits: peak %.1f GiB with %s", peak_memory_gib(device), clips)
+
+
+def _try_share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettings) -> Share:
+    """Do this process's part, or say that it does not fit; nothing of it stays in memory then."""
+    try:
+        return _share(parts, group, number, settings)
+    except (RuntimeError, MemoryError) as error:
+        reason = out_of_memory_reason(error)
+        if reason is None:
+            raise
+    return Share(clip_ids=_clip_ids(group), full=reason)
+
+
+def _share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettings) -> Share:
+    outputs: list[StepOutput] = []
+    objectives: list[Tensor] = []
+    processes = parts.processes
+    for index, batch in enumerate(group.batches):
+        # Counted over all processes, so that they draw what one with accumulation draws.
+        micro_batch = index * processes.count + processes.rank
+        output = _forward(parts, batch, seed=settings.seed, step=number, micro_batch=micro_batch)
+        objective = (parts.weigh(output.sigma_B) * output.loss_B).mean()
+        parts.accelerator.backward(objective / len(group.batches))
+        outputs.append(StepOutput(output.loss_B.detach(), output.sigma_B))
+        objectives.append(objective.detach())
+    # Read together, so that the device is waited for once.
+    losses = torch.cat([output.loss_B for output in outputs]).tolist()
+    sigmas = torch.cat([output.sigma_B for output in outputs]).tolist()
+    return Share(tuple(torch.stack(objectives).tolist()), tuple(losses), tuple(sigmas), _clip_ids(group))
+
+
+def _skipped(parts: LoopParts, number: int, shares: list[Share]) -> SkippedStep:
+    parts.optimizer.zero_grad(set_to_none=True)
+    free_memory(parts.accelerator.device)
+    parts.schedule.step()
+    full = [share for share in shares if share.full]
+    clip_ids = tuple(chain.from_iterable(share.clip_ids for share in full))
+    return SkippedStep(number, full[0].full or "", clip_ids)
+
+
+def _clip_ids(group: StepGroup) -> tuple[str, ...]:
+    return tuple(chain.from_iterable(batch.clip_ids for batch in group.batches))
+
+
+def _forward(parts: LoopParts, batch: Batch, *, seed: int, step: int, micro_batch: int) -> StepOutput:
+    generator = noise_generator(seed, step=step, micro_batch=micro_batch)
+    sigma_B, noise_BCTHW = draw(batch, parts.draw_sigma, generator)
+    seed_dropout(seed, step=step, micro_batch=micro_batch)
+    device = parts.accelerator.device
+    with parts.compute():
+        return training_step(
+            parts.model,
+            to_device(batch, device),
+            sigma_B=sigma_B.to(device),
+            noise_BCTHW=noise_BCTHW.to(device),
+            huber_c=parts.huber_c,
+        )
+
+
+def _clip(parts: LoopParts, settings: LoopSettings) -> Tensor:
+    """Clip the gradients; returns their common norm as it was before."""
+    limit = settings.max_grad_norm or float("inf")
+    if settings.grad_clip_method == "norm":
+        norm: Tensor = parts.accelerator.clip_grad_norm_(parts.parameters, limit)
+        return norm
+    gradients = [parameter.grad for parameter in parts.parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    parts.accelerator.clip_grad_value_(parts.parameters, limit)
+    return norm

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,24 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.json"
 """Written last; it lists every other file, so that its presence marks the folder as complete."""
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
+"""Schema 1 lacks best and tracker_run_id."""
 FOLDER_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class BestEvaluation:
+    """The lowest loss on held-out clips so far.
+
+    Attributes:
+        step: that it was reached at; pruning leaves this step's checkpoint.
+        loss: pooled over noise levels.
+    """
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +56,16 @@ class RunState:
         epoch: of the last one.
         cursor: the sampler's place, as it gave it.
         fingerprint: what the run was configured with; JSON, for comparison on resume.
+        best: of the evaluations so far; None: there were none.
+        tracker_run_id: what a tracker knows the run by, so that a resumed one goes on in the same place.
     """
 
     step: int
     epoch: int
     cursor: tuple[int, ...]
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    best: BestEvaluation | None = None
+    tracker_run_id: str | None = None
 
 
 def save_checkpoint(
@@ -64,7 +83,8 @@ def save_checkpoint(
         state: named after its step.
         optimizer: any of torch's interface.
         write_files: writes the rest, such as LoRA files, into the folder it is given.
-        total_limit: checkpoints to keep, this one included; at least 1.
+        total_limit: checkpoints to keep, this one included; at least 1. The one of the best evaluation is
+            kept in any case.
 
     Returns:
         The new folder.
@@ -73,7 +93,7 @@ def save_checkpoint(
         CheckpointError: the disk is full or the folder not writable; earlier checkpoints are intact and
             nothing unfinished is left.
     """
-    folder = output_dir / f"checkpoint-{state.step:06d}"
+    folder = _folder(output_dir, state.step)
     part = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
     try:
         with explained_disk_errors(folder):
@@ -83,7 +103,7 @@ def save_checkpoint(
             write_optimizer(part, optimizer)
             _write_state(part, state)
             _replace(folder, part)
-            _prune(output_dir, keep=folder, total_limit=total_limit)
+            _prune(output_dir, keep=(folder, _best_folder(output_dir, state)), total_limit=total_limit)
     except UserError as error:
         msg = f"checkpoint of step {state.step} was not saved, earlier ones are intact: {error}"
         raise CheckpointError(msg) from error
@@ -141,7 +161,15 @@ def read_state(folder: Path) -> RunState:
         )
         raise CheckpointError(msg)
     stored = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["state"]
-    return RunState(stored["step"], stored["epoch"], tuple(stored["cursor"]), stored["fingerprint"])
+    best = stored.get("best")
+    return RunState(
+        stored["step"],
+        stored["epoch"],
+        tuple(stored["cursor"]),
+        stored["fingerprint"],
+        None if best is None else BestEvaluation(**best),
+        stored.get("tracker_run_id"),
+    )
 
 
 def has_checkpoints(output_dir: Path) -> bool:
@@ -176,8 +204,8 @@ def _problem(folder: Path) -> str | None:
         return f"{STATE_FILE} is missing"
     except (ValueError, KeyError, TypeError):
         return f"{STATE_FILE} is damaged"
-    if schema != SCHEMA:
-        return f"{STATE_FILE} has schema {schema}, but this version reads {SCHEMA}"
+    if schema not in READABLE:
+        return f"{STATE_FILE} has schema {schema}, but this version reads {' and '.join(map(str, READABLE))}"
     for name, written in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -214,9 +242,19 @@ def _replace(folder: Path, part: Path) -> None:
     flush_to_disk(folder.parent)
 
 
-def _prune(output_dir: Path, *, keep: Path, total_limit: int) -> None:
-    older = [folder for folder in _folders(output_dir) if folder != keep]
-    for folder in older[: max(0, len(older) + 1 - total_limit)]:
+def _folder(output_dir: Path, step: int) -> Path:
+    return output_dir / f"checkpoint-{step:06d}"
+
+
+def _best_folder(output_dir: Path, state: RunState) -> Path | None:
+    return None if state.best is None else _folder(output_dir, state.best.step)
+
+
+def _prune(output_dir: Path, *, keep: Collection[Path | None], total_limit: int) -> None:
+    """Remove the oldest until no more are left than asked; those to keep count, and are never removed."""
+    folders = _folders(output_dir)
+    removable = [folder for folder in folders if folder not in keep]
+    for folder in removable[: max(0, len(folders) - total_limit)]:
         logger.info("removing %s: checkpoints_total_limit is %d", folder, total_limit)
         _remove(folder)
 

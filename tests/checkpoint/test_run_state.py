@@ -17,16 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, nn
-from torch.optim import SGD, Adafactor, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from longcat_tune.checkpoint.run_state import (
+    BestEvaluation,
     RunState,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
+    read_state,
     save_checkpoint,
 )
 from longcat_tune.errors import CheckpointError
+from longcat_tune.training.ema import EMA_FILE, Ema
+from longcat_tune.training.optimizers import OptimizerName, OptimizerSettings, build_optimizer
 
 Build = Callable[[nn.Module], Optimizer]
 LORA = "pytorch_lora_weights.safetensors"
@@ -41,11 +45,30 @@ def two_groups(model: nn.Module) -> Optimizer:
     return AdamW([{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "lr": 1e-3}], amsgrad=True)
 
 
+def built(name: OptimizerName) -> Build:
+    settings = OptimizerSettings(name, learning_rate=1.0 if name == "prodigy" else 1e-2)
+    return lambda model: build_optimizer(settings, model.parameters(), is_up=lambda _: False)
+
+
+class StateWithinState(SGD):
+    """Keeps a state within its state, as bitsandbytes does."""
+
+    def step(self, closure: None = None) -> None:
+        super().step()
+        for state in self.state.values():
+            inner = state.setdefault("inner", {"codes": torch.zeros(3), "deep": {"n": 0}})
+            inner["codes"] += 1
+            inner["deep"]["n"] += 1
+
+
 OPTIMIZERS: dict[str, Build] = {
     "adamw": adamw,
     "two groups": two_groups,
     "sgd": lambda model: SGD(model.parameters(), lr=1e-2, momentum=0.9),
-    "adafactor": lambda model: Adafactor(model.parameters(), lr=1e-2),
+    "adafactor": built("adafactor"),
+    "prodigy": built("prodigy"),
+    # The matrix by Muon, the vector by AdamW.
+    "muon": built("muon"),
 }
 
 
@@ -73,13 +96,13 @@ def save(
         optimizer = adamw(model)
         step(model, optimizer, number)
     state = RunState(number, 1, (1, number), {"lora_rank": 4})
-    return save_checkpoint(
-        output_dir,
-        state,
-        optimizer,
-        write_files=lambda folder: save_file(dict(model.state_dict()), folder / LORA),
-        total_limit=limit,
-    )
+    ema = Ema(model.named_parameters(), decay=0.9)
+
+    def write_files(folder: Path) -> None:
+        save_file(dict(model.state_dict()), folder / LORA)
+        ema.write(folder)
+
+    return save_checkpoint(output_dir, state, optimizer, write_files=write_files, total_limit=limit)
 
 
 def names(output_dir: Path) -> list[str]:
@@ -106,10 +129,60 @@ def test_ten_steps_and_ten_resumed_ones_equal_twenty_to_the_bit(tmp_path: Path, 
     assert torch.equal(resumed.bias, whole.bias)
 
 
+def test_state_within_state_comes_back(tmp_path: Path) -> None:
+    model = toy()
+    optimizer = StateWithinState(model.parameters(), lr=1e-2, momentum=0.9)
+    step(model, optimizer, 0)
+    step(model, optimizer, 1)
+    folder = save(tmp_path, 2, model, optimizer)
+    fresh = StateWithinState(model.parameters(), lr=1e-2, momentum=0.9)
+    load_checkpoint(folder, fresh)
+    for got, expected in zip(fresh.state.values(), optimizer.state.values(), strict=True):
+        assert torch.equal(got["momentum_buffer"], expected["momentum_buffer"])
+        assert got["inner"]["codes"].tolist() == [2, 2, 2]
+        assert got["inner"]["deep"] == {"n": 2}
+
+
+def test_another_optimizer_s_state_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"is AdamW's, and this run's optimizer is SGD; resume with"):
+        load_checkpoint(folder, SGD(toy().parameters(), lr=1e-2))
+
+
+def test_the_best_evaluation_and_the_tracker_s_id_come_back(tmp_path: Path) -> None:
+    best = BestEvaluation(step=40, loss=0.1 + 0.2)
+    state = RunState(50, 1, (1, 3), {"lora_rank": 4}, best, "run-7")
+    folder = save_checkpoint(tmp_path, state, adamw(toy()), write_files=lambda folder: None, total_limit=1)
+    assert read_state(folder) == state
+
+
+def test_a_checkpoint_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    stored = json.loads((folder / "training_state.json").read_text())
+    stored["schema"] = 1
+    del stored["state"]["best"], stored["state"]["tracker_run_id"]
+    (folder / "training_state.json").write_text(json.dumps(stored))
+    assert latest_checkpoint(tmp_path) == folder
+    assert read_state(folder) == RunState(3, 1, (1, 3), {"lora_rank": 4})
+
+
+def test_a_checkpoint_of_a_later_schema_is_skipped_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path, 3)
+    text = (folder / "training_state.json").read_text()
+    (folder / "training_state.json").write_text(text.replace('"schema": 2', '"schema": 3'))
+    assert latest_checkpoint(tmp_path) is None
+    assert caplog.messages[0].endswith(
+        "is skipped: training_state.json has schema 3, but this version reads 1 and 2"
+    )
+
+
 def test_a_folder_holds_no_pickle_and_lists_its_files(tmp_path: Path) -> None:
     folder = save(tmp_path, 500)
     assert folder.name == "checkpoint-000500"
-    assert names(folder) == ["optimizer.json", "optimizer.safetensors", LORA, "training_state.json"]
+    expected = [EMA_FILE, "optimizer.json", "optimizer.safetensors", LORA, "training_state.json"]
+    assert names(folder) == expected
     stored = json.loads((folder / "training_state.json").read_text())
     assert stored["files"].keys() == set(names(folder)) - {"training_state.json"}
     assert stored["files"][LORA]["bytes"] == (folder / LORA).stat().st_size
@@ -196,6 +269,22 @@ def test_pruning_keeps_the_newest_and_no_more_than_asked(tmp_path: Path) -> None
     assert names(tmp_path) == ["checkpoint-000007"]
 
 
+@pytest.mark.parametrize(
+    ("limit", "left"), [(1, [2, 6]), (2, [2, 6]), (3, [2, 5, 6]), (9, [1, 2, 3, 4, 5, 6])]
+)
+def test_pruning_never_removes_the_best_or_the_last(tmp_path: Path, limit: int, left: list[int]) -> None:
+    for number in range(1, 7):
+        best = BestEvaluation(min(number, 2), 0.5)
+        save_checkpoint(
+            tmp_path,
+            RunState(number, 0, (), best=best),
+            adamw(toy()),
+            write_files=lambda folder: None,
+            total_limit=limit,
+        )
+    assert names(tmp_path) == [f"checkpoint-{number:06d}" for number in left]
+
+
 def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     truncate(LORA)(folder)
@@ -246,7 +335,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
     moments = random.Random(0)
     save(tmp_path, 1, limit=2)
     unfinished = 0
-    for _ in range(12):
+    for _ in range(20):
         # A fork, because a new interpreter would spend seconds on importing torch.
         child = os.fork()
         if child == 0:
@@ -261,6 +350,10 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
         newest = latest_checkpoint(tmp_path)
         assert newest is not None
         load_checkpoint(newest, adamw(toy()))
+        model = toy()
+        model.load_state_dict(load_file(newest / LORA))
+        Ema(model.named_parameters(), decay=0.9).resume(newest)
+        assert (newest / EMA_FILE).is_file()
         assert newest.name == [name for name in names(tmp_path) if ".tmp-" not in name][-1]
     assert unfinished
     save(tmp_path, 999_999, limit=1)

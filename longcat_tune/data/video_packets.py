@@ -101,7 +101,7 @@ def read_packets(path: Path) -> PacketTable:
             raise UnusableFileError(path, "holds no video frames", REPLACE)
         if _is_untimed_avi(container, stream, video):
             raise _untimed(path)
-        _require_whole(path, packets, announced=(container.duration or 0) / av.time_base)
+        _require_whole(path, packets, announced=_announced(container, stream))
         moments = sorted({packet.moment for packet in shown})
         return PacketTable(
             path=path,
@@ -126,8 +126,9 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         UnusableFileError: it is no video, or none that can be decoded here.
     """
     try:
-        # Absolute, because FFmpeg takes a name with a colon for a protocol.
-        container = av.open(str(path.absolute()))
+        # Absolute, because FFmpeg takes a name with a colon for a protocol. Titles and the like need not be
+        # UTF-8, and nobody here reads them.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.FFmpegError as error:
         raise UnusableFileError(path, f"cannot be read as a video ({error.strerror})", REPLACE) from error
     with container:
@@ -183,6 +184,18 @@ def _is_untimed_avi(container: Any, stream: Any, video: Sequence[_Packet]) -> bo
     """Whether frames are reordered and FFmpeg only guesses their times: AVI stores none."""
     in_order = all(before.moment < after.moment for before, after in pairwise(video))
     return container.format.name == "avi" and stream.codec_context.has_b_frames and in_order
+
+
+def _announced(container: Any, stream: Any) -> float:
+    """The seconds that a container says it holds.
+
+    Those of an AVI are FFmpeg's guess from the size of the file, which is small when the file is cut off;
+    its header has the number of frames.
+    """
+    seconds = (container.duration or 0) / av.time_base
+    if container.format.name == "avi":
+        return max(seconds, float(stream.frames * stream.time_base))
+    return seconds
 
 
 def _require_whole(path: Path, packets: Sequence[_Packet], *, announced: float) -> None:

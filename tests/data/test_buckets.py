@@ -43,6 +43,16 @@ def test_aspect_ratio_is_rounded_to_two_digits():
     assert bucket_size(800, 480, resolution=480, resolution_type="pixel") == (832, 512)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [("pixel", 480), ("pixel", 720), ("pixel_area", 480), ("area", 0.9)]
+)
+def test_any_shape_of_the_same_aspect_ratio_gives_the_same_size(kind, value):
+    for width in range(3, 4000, 131):
+        for height in range(3, 4000, 137):
+            of_clip = bucket_size(width, height, resolution=value, resolution_type=kind)
+            assert of_clip == bucket_size(width / height, 1, resolution=value, resolution_type=kind)
+
+
 def test_area_is_in_megapixels():
     assert bucket_size(1280, 720, resolution=1.0, resolution_type="area") == (1344, 768)
     assert bucket_size(720, 1280, resolution=1.0, resolution_type="area") == (768, 1344)

@@ -14,12 +14,14 @@ from PIL import Image
 from longcat_tune.cli import main
 from longcat_tune.data.images import read_image
 from longcat_tune.data.transforms import to_chunks
-from longcat_tune.data.video import probe, read_frames, write_mp4
+from longcat_tune.data.video import iter_frames, probe, read_frames, write_mp4
+from longcat_tune.data.video_packets import read_packets
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs import render
 from longcat_tune.sampling.pictures import to_frames
 from longcat_tune.types import Bucket
+from tests.data.video_clips import nearest_frames, plan_folder, source_times
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 CAPTION = "a motorcycle drives along a road"
@@ -67,6 +69,34 @@ def write_run(folder: Path, *, i2v: bool) -> str:
     return str(folder / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("framerate", "length", "first"),
+    [
+        (15, 57, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        # Every 1.25th frame of 30 a second: the third lies between 2 and 3 and goes to the earlier.
+        (24, 93, [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]),
+        (25, 97, [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]),
+    ],
+)
+def test_planned_frames_are_those_nearest_by_presentation_time(framerate, length, first) -> None:
+    strategy = {"bucket_strategy": "resolution_frames"}
+    [clip] = plan_folder(MEDIA, framerate=framerate, video=strategy).clips
+    assert (clip.record.width, clip.record.height, clip.bucket.name) == (3840, 2160, f"832x512@{length}")
+    expected = nearest_frames(source_times(clip.record.path), range(length), framerate)
+    assert expected[:10] == first
+    table = read_packets(clip.record.path)
+    taken = [table.moments.index(table.nearest(time)) for time in clip.picks(0).times]
+    assert taken == expected
+
+    whole = iter_frames(clip.record.path, probe(clip.record.path).times[:6])
+    for picture, other in zip(
+        [picture for number, picture in enumerate(whole) if number in first],
+        iter_frames(clip.record.path, clip.picks(0).times[: sum(number < 6 for number in first)]),
+        strict=True,
+    ):
+        assert np.array_equal(picture, other)
+
+
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
     error = np.square(first.astype(np.float64) - second.astype(np.float64)).mean()
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
@@ -112,7 +142,6 @@ def test_the_render_s_first_frame_is_the_start_image(tmp_path: Path, monkeypatch
         resolve_checkpoint(None, flavour="tiny"), dtype=torch.bfloat16, device=torch.device("cpu")
     )
     [picture] = to_chunks(read_image(MEDIA / "girl.png"), Bucket(128, 192, 1))
-    pixels = picture.float() / 127.5 - 1
     reconstruction = to_frames(vae.decode(vae.encode([picture])))[0]
     assert psnr(written[0][0], reconstruction) >= 40
     # H.264 halves the resolution of colour, which costs a little.

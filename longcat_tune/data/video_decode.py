@@ -20,6 +20,7 @@ from longcat_tune.data.video_packets import PacketTable, open_video
 
 NEARLY_SQUARE = 0.02
 """Pixels this close to square are taken as square: encoders write such shapes when they round a size."""
+TO_BT709 = "export it with BT.709 colours or take it out of the folder"
 CUT_OUT = "copy or export it again, or cut the damaged part out"
 
 
@@ -47,13 +48,20 @@ def decode_frames(table: PacketTable, moments: Sequence[int]) -> Iterator[Any]:
 
 
 def rgb_converter(table: PacketTable) -> Callable[[Any], NDArray[np.uint8]]:
-    """Make the function that turns PyAV frames of one file into HW3 pictures as a player shows them."""
+    """Make the function that turns PyAV frames of one file into HW3 pictures as a player shows them.
+
+    The function raises UnusableFileError for a frame that FFmpeg cannot convert.
+    """
     # One converter for all frames: a new one per frame costs 40 ms more at 4K.
     converter = VideoReformatter()
     stretch = table.pixel_aspect if abs(table.pixel_aspect - 1) > NEARLY_SQUARE else 1
 
     def convert(frame: Any) -> NDArray[np.uint8]:
-        rgb = converter.reformat(frame, width=round(frame.width * stretch), format="rgb24")
+        try:
+            rgb = converter.reformat(frame, width=round(frame.width * stretch), format="rgb24")
+        except av.FFmpegError as error:
+            reason = f"has pictures that cannot be converted to RGB ({error.strerror})"
+            raise UnusableFileError(table.path, reason, TO_BT709) from error
         return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), round(frame.rotation / 90)))
 
     return convert

@@ -126,6 +126,21 @@ def test_short_odd_and_irregular_clips_are_records_as_they_are(tmp_path):
     assert records["variable.mkv"].fps < 10
 
 
+def test_a_title_that_is_not_utf_8_stops_nobody(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", frames=2)
+    plain = clip.read_bytes()
+    clip.write_bytes(plain.replace(b"Lavf", b"\xe9\xff\xfeX"))
+    assert clip.read_bytes() != plain
+    assert names(clips_in(tmp_path)) == ["clip.mp4"]
+
+
+def test_colours_that_ffmpeg_cannot_convert_are_refused(tmp_path):
+    write_clip(tmp_path / "clip.mp4", frames=2, options={"x264-params": "colormatrix=ictcp"})
+    assert refused(clips_in(tmp_path)) == {
+        "clip.mp4": "has pictures that cannot be converted to RGB (Operation not supported)"
+    }
+
+
 def test_missing_captions_are_refusals(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", frames=3)
     manifest = clips_in(tmp_path, caption_strategy="textfile")

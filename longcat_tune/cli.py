@@ -29,6 +29,7 @@ ConfigFile = Annotated[
         "--config", metavar="FILE", help="The config.json; without it, all keys have their defaults."
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log details, and other libraries' messages.")]
 
 
@@ -52,11 +53,6 @@ LATER_COMMANDS = {
         "LoRA files between formats (not available yet).",
         "LoRA conversion comes with the training stage",
         ("inspect", "convert", "merge"),
-    ),
-    "cache": LaterCommand(
-        "What the caches hold (not available yet).",
-        "cache inspection comes with the dataset stage",
-        ("status", "verify", "prune", "decode"),
     ),
     "server": LaterCommand("The web UI (not available yet).", "the web UI comes last"),
 }
@@ -119,7 +115,7 @@ def validate(
 
 def check(
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
     **values: str | bool | None,
 ) -> None:
@@ -149,12 +145,82 @@ def init(
     run(clips_dir, i2v=i2v, demo=demo, flavour=flavour)
 
 
+def cache_status(
+    config: ConfigFile = None, as_json: AsJson = False, verbose: Verbose = False, **values: str | bool | None
+) -> None:
+    """Count what is there, needed, missing and not needed."""
+    run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.cache_commands import status as run
+
+    run(run_config, config_dir=config_dir, as_json=as_json)
+
+
+def cache_verify(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    remove_damaged: Annotated[
+        bool, typer.Option("--remove", help="Delete damaged files; the next run encodes them again.")
+    ] = False,
+    verbose: Verbose = False,
+    **values: str | bool | None,
+) -> None:
+    """Read what this config needs; exit code 1 when any is damaged."""
+    run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.cache_commands import verify as run
+
+    run(run_config, config_dir=config_dir, as_json=as_json, remove_damaged=remove_damaged)
+
+
+def cache_prune(
+    config: ConfigFile = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really delete; without it the files are only counted.")
+    ] = False,
+    verbose: Verbose = False,
+    **values: str | bool | None,
+) -> None:
+    """Delete what this config does not need, after --yes."""
+    run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.cache_commands import prune as run
+
+    run(run_config, config_dir=config_dir, yes=yes)
+
+
+def cache_decode(
+    clip: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CLIP", help="Id of a clip, or a file of latents; without it, ids are listed."
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.mp4", help="The video; by default output_dir/decoded/NAME.mp4."),
+    ] = None,
+    verbose: Verbose = False,
+    **values: str | bool | None,
+) -> None:
+    """Show a cached clip as an mp4."""
+    run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.cache_commands import decode as run
+
+    run(run_config, config_dir=config_dir, clip=clip, out=out)
+
+
 CONFIG_COMMANDS: Mapping[str, Callable[..., None]] = {
     "train": train,
     "cache-latents": cache_latents,
     "validate": validate,
     "check": check,
+    "cache status": cache_status,
+    "cache verify": cache_verify,
+    "cache prune": cache_prune,
+    "cache decode": cache_decode,
 }
+"""What takes a config; a command of two words is one of a group."""
+
+GROUPS = {"cache": "What the caches hold, against what a config needs of them."}
 
 
 def _set_up_log(*, verbose: bool) -> None:
@@ -178,11 +244,11 @@ def _load(
     return load_run_config(config, overrides), config.parent if config is not None else Path()
 
 
-def build_app(invoked: str | None) -> typer.Typer:
+def build_app(words: Sequence[str]) -> typer.Typer:
     """All commands; only the invoked one gets an option for every config key.
 
     Args:
-        invoked: the first word of the command line.
+        words: the command line.
     """
     app = typer.Typer(
         add_completion=False,
@@ -191,11 +257,16 @@ def build_app(invoked: str | None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
+    groups = {name: typer.Typer(rich_markup_mode=None, help=help_text) for name, help_text in GROUPS.items()}
     for name, command in CONFIG_COMMANDS.items():
-        keys = _key_options() if name == invoked else []
+        group, _, own_name = name.rpartition(" ")
+        invoked = name.split() == list(words[: len(name.split())])
         settings = {"token_normalize_func": lambda option: option.replace("-", "_")}
-        app.command(name, cls=SectionedCommand, context_settings=settings)(_with_options(command, keys))
+        register = groups.get(group, app).command(own_name, cls=SectionedCommand, context_settings=settings)
+        register(_with_options(command, _key_options() if invoked else []))
     app.command("init")(init)
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name)
     for name, later in LATER_COMMANDS.items():
         _add_later(app, name, later)
     return app
@@ -285,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed with a message, 2 wrong command line or config, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    command = typer.main.get_command(build_app(invoked=words[0]))
+    command = typer.main.get_command(build_app(words))
     try:
         # Without standalone mode a bug keeps its traceback and Ctrl-C comes back as 130.
         code = command.main(words, prog_name="longcat-tune", standalone_mode=False) or 0

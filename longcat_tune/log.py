@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is logged where there is no terminal to draw a bar on."""
 
+SECONDS_BETWEEN_UPDATES = 0.1
+"""How often a bar takes in new numbers: drawing them takes longer than many an item."""
+
 NOISY_LIBRARIES = (
     "accelerate",
     "diffusers",
@@ -90,14 +93,25 @@ class Bar:
         total: number of items.
         display: draws the bar on a terminal.
         done: items that were finished before.
+        only_long: as in `progress`.
     """
 
-    def __init__(self, description: str, total: int, display: Progress | None, *, done: int = 0) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        display: Progress | None,
+        *,
+        done: int = 0,
+        only_long: bool = False,
+    ) -> None:
         self.description = description
         self.total = total
         self.done = self.done_before = done
         self.began = self.shown = time.monotonic()
         self.display = display
+        self.only_long = only_long
+        self.pause = SECONDS_BETWEEN_LINES if display is None else SECONDS_BETWEEN_UPDATES
         self.task = (
             display.add_task(description, total=total, completed=done, note="")
             if display is not None
@@ -107,10 +121,13 @@ class Bar:
     def advance(self, note: str = "", *, by: int = 1) -> None:
         """Count finished items and show a short note beside the bar."""
         self.done += by
+        now = time.monotonic()
+        if now - self.shown < self.pause and (self.done < self.total or self.only_long):
+            return
+        self.shown = now
         if self.display is not None and self.task is not None:
             self.display.update(self.task, completed=self.done, note=note)
-        elif self.done == self.total or time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
-            self.shown = time.monotonic()
+        else:
             logger.info("%s %d/%d, %s %s", self.description, self.done, self.total, self._pace(), note)
 
     def _pace(self) -> str:
@@ -126,16 +143,18 @@ def _per_second(rate: float) -> str:
 
 
 @contextmanager
-def progress(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
+def progress(description: str, total: int, *, done: int = 0, only_long: bool = False) -> Iterator[Bar]:
     """Show a bar with count, rate, elapsed and remaining time while the block runs.
 
     Args:
         description: what is being worked on.
         total: number of items.
         done: items that were finished before, for a resumed run.
+        only_long: leave no trace of work that mostly takes no time: no line unless it takes long, and no bar
+            once it is done.
     """
     if not console.is_terminal:
-        yield Bar(description, total, None, done=done)
+        yield Bar(description, total, None, done=done, only_long=only_long)
         return
     columns = (
         SpinnerColumn(),
@@ -147,5 +166,5 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as display:
-        yield Bar(description, total, display, done=done)
+    with Progress(*columns, console=console, transient=only_long) as display:
+        yield Bar(description, total, display, done=done, only_long=only_long)

@@ -22,6 +22,10 @@ RUNS = {
     "validate": ("validate", "validate"),
     "check": ("check", "check"),
     "init": ("init", "init"),
+    "cache status": ("cache_commands", "status"),
+    "cache verify": ("cache_commands", "verify"),
+    "cache prune": ("cache_commands", "prune"),
+    "cache decode": ("cache_commands", "decode"),
 }
 """For each command, the module of runs and its function."""
 
@@ -73,7 +77,7 @@ def test_a_key_is_an_option(monkeypatch, options, key, value):
 
 @pytest.mark.parametrize("command", CONFIG_COMMANDS)
 def test_every_key_is_in_the_help_of_every_command_by_section(capsys, command):
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert [key for key in keys() if f"--{key}" not in text] == []
     assert [name for name in sections() if f"{name.capitalize()} keys:" not in text] == []
@@ -84,7 +88,7 @@ def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command)
     calls = record(monkeypatch, command)
     path = tmp_path / "config.json"
     path.write_text('{"lora_rank": 3, "seed": 1}', encoding="utf-8")
-    assert main([command, "--config", str(path), "--seed", "2"]) == 0
+    assert main([*command.split(), "--config", str(path), "--seed", "2"]) == 0
     [(config, options)] = calls
     assert (config.lora.lora_rank, config.training.seed, options["config_dir"]) == (3, 2, tmp_path)
 
@@ -104,10 +108,27 @@ def test_commands_hand_over_their_own_options(monkeypatch):
     assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]
 
 
+def test_cache_commands_hand_over_their_own_options(monkeypatch):
+    calls = {}
+    for words in ("status --json", "verify --json --remove", "prune --yes", "decode a/b.mp4 --out c.mp4"):
+        command = f"cache {words.split()[0]}"
+        recorded = record(monkeypatch, command)
+        assert main(["cache", *words.split()]) == 0
+        [(_, options)] = recorded
+        calls[command] = options
+    folder = {"config_dir": Path()}
+    assert calls == {
+        "cache status": folder | {"as_json": True},
+        "cache verify": folder | {"as_json": True, "remove_damaged": True},
+        "cache prune": folder | {"yes": True},
+        "cache decode": folder | {"clip": "a/b.mp4", "out": Path("c.mp4")},
+    }
+
+
 @pytest.mark.parametrize("command", RUNS)
 def test_runs_take_what_is_handed_over(monkeypatch, command):
     calls = record(monkeypatch, command)
-    main([command, *(["clips"] if command == "init" else [])])
+    main([*command.split(), *(["clips"] if command == "init" else [])])
     [(_, options)] = calls
     module, function = RUNS[command]
     tree = ast.parse(
@@ -152,7 +173,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         (["check", "stray"], "Got unexpected extra argument(s) (stray)"),
         (["init"], "Missing argument 'CLIPS_DIR'."),
         (["lora"], "Missing command."),
-        (["check", "--use_ema"], "command line: --use_ema (true): not available yet: "),
+        (["cache"], "Missing command."),
+        (["cache", "prune", "--no"], "No such option: --no"),
+        (["cache", "verify", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
+        (
+            ["check", "--base_model_precision", "int8-quanto"],
+            "command line: --base_model_precision (int8-quanto): not available yet: ",
+        ),
         (["check", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
         (["check", "--config", "no/config.json"], "no/config.json: there is no such file; "),
     ],
@@ -169,10 +196,6 @@ def test_a_wrong_command_line_or_config_is_told_with_code_2(capsys, words, messa
         (["lora", "inspect", "a.safetensors"], "LoRA conversion comes with the training stage"),
         (["lora", "convert", "a", "--to", "comfyui"], "LoRA conversion comes with the training stage"),
         (["lora", "merge"], "LoRA conversion comes with the training stage"),
-        (["cache", "status"], "cache inspection comes with the dataset stage"),
-        (["cache", "verify"], "cache inspection comes with the dataset stage"),
-        (["cache", "prune"], "cache inspection comes with the dataset stage"),
-        (["cache", "decode", "clip"], "cache inspection comes with the dataset stage"),
         (["server", "--port", "8001"], "the web UI comes last"),
     ],
 )
@@ -187,7 +210,8 @@ def test_the_version_and_the_list_of_commands(capsys):
     assert capsys.readouterr().out == f"longcat-tune {__version__}\n"
     assert main([]) == main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert [name for name in (*RUNS, "lora", "cache", "server") if f"\n  {name} " not in text] == []
+    names = {name.split()[0] for name in RUNS} | {"lora", "server"}
+    assert [name for name in names if f"\n  {name} " not in text] == []
 
 
 def test_the_package_is_the_program():
@@ -195,7 +219,7 @@ def test_the_package_is_the_program():
     assert python(code) == f"longcat-tune {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["cache", "verify", "--help"]])
 def test_help_reads_nothing_heavy(words):
     code = (
         "import sys; from longcat_tune.cli import main; main(sys.argv[1:]); "

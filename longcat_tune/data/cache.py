@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from longcat_tune.data.claims import make_once
 from longcat_tune.data.decode_ahead import decode_ahead
 from longcat_tune.errors import DataError
-from longcat_tune.files import PART_SUFFIX, explained_disk_errors, write_tensors_atomically
+from longcat_tune.files import write_tensors_atomically
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ LATENTS = "latents"
 TEXT = "text"
 LATENTS_SUFFIX = f".{LATENTS}.safetensors"
 TEXT_SUFFIX = f".{TEXT}.safetensors"
-LEFT_AFTER_SECONDS = 24 * 3600.0
+DIGEST_BYTES = 16
 ORIGIN = "longcat_tune"
 """The one key of a file's metadata: several come in an order that differs from process to process."""
 
@@ -166,44 +165,29 @@ def unfinished(jobs: Iterable[Job], *, least_bytes: Callable[[Job], int]) -> lis
     """
     missing: list[Job] = []
     for folder, wanted in by_folder(jobs).items():
-        sizes = sizes_in(folder, wanted)
+        sizes = {name: state.st_size for name, state in files_in(folder, wanted.__contains__)}
         missing += [job for name, job in wanted.items() if sizes.get(name, -1) < least_bytes(job)]
     return missing
 
 
-def sizes_in(folder: str, names: Collection[str]) -> dict[str, int]:
-    """Bytes of those files that are in a folder, which need not exist.
+def files_in(folder: str | Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, os.stat_result]]:
+    """Look at a folder once: names and states of the wanted files; a folder that is not there has none.
 
     Raises:
         DataError: the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.name in names}
+            found = [entry for entry in entries if wanted(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return
     except OSError as error:
         raise DataError(
             f"cache folder {folder} cannot be read ({error.strerror}); change its permissions"
         ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the unfinished files of processes that were killed: those older than a day.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    for path in leftovers(folder):
-        with explained_disk_errors(path):
-            path.unlink(missing_ok=True)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Find the unfinished files of a folder that nobody has written to for a day."""
-    before = time.time() - LEFT_AFTER_SECONDS
-    parts = folder.glob(f"*{PART_SUFFIX}")
-    return [part for part in parts if part.stat().st_mtime < before]
+    for entry in found:
+        with suppress(FileNotFoundError):  # another process has renamed or deleted it meanwhile
+            yield entry.name, entry.stat()
 
 
 def fill_latents(
@@ -314,8 +298,14 @@ def _read(path: Path, name: str) -> Tensor:
 
 
 def _write(path: Path, name: str, tensor: Tensor, origin: Mapping[str, str]) -> None:
-    metadata = {ORIGIN: json.dumps({"schema": SCHEMA, **origin}, ensure_ascii=False)}
-    write_tensors_atomically(path, {name: tensor}, metadata)
+    about = {"schema": SCHEMA, **origin, "content": content_hash(tensor)}
+    write_tensors_atomically(path, {name: tensor}, {ORIGIN: json.dumps(about, ensure_ascii=False)})
+
+
+def content_hash(tensor: Tensor) -> str:
+    """Hash a tensor's bytes, by which a damaged file is told from a whole one."""
+    data = tensor.contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _is_there(job: Job, least_bytes: Callable[[Job], int]) -> bool:
@@ -343,4 +333,4 @@ def _noted(note: str) -> Iterator[None]:
 
 
 def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()

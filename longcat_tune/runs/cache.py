@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from longcat_tune.data.cache import (
     fill_latents,
     fill_text,
     latents_sizes,
-    remove_leftovers,
     text_bytes,
     unfinished,
 )
+from longcat_tune.data.cache_files import remove_leftovers
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.data.video import VideoBackend
 from longcat_tune.files import require_writable
@@ -34,34 +33,14 @@ from longcat_tune.model.text_encoder import clean_prompt, load_text_encoder
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
-from longcat_tune.runs.cache_jobs import EMPTY_PROMPT, CachedRequest, CacheJobs
+from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.training.trouble import explained_out_of_memory
-from longcat_tune.types import TextFeatures, TrainingSet
+from longcat_tune.types import TextFeatures
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CachedRun:
-    """Everything that a run needs of its caches, as paths.
-
-    Attributes:
-        training: the datasets trained on.
-        empty_text: features of the empty prompt.
-        requests: the renders.
-    """
-
-    training: tuple[TrainingSet, ...]
-    empty_text: Path
-    requests: tuple[CachedRequest, ...]
-
-    @property
-    def num_clips(self) -> int:
-        """How many clips there are to train on."""
-        return sum(len(one.samples) for one in self.training)
 
 
 def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
@@ -99,10 +78,7 @@ def fill_caches(
         UserError: a clip, an encoder or the cache folder is unusable, or an encoder does not fit the device.
     """
     jobs = CacheJobs(config, plan, checkpoint)
-    training = tuple(jobs.training_set(dataset) for dataset in plan.training if dataset.plan.clips)
-    empty_text = jobs.text(EMPTY_PROMPT)
-    cached = CachedRun(training, empty_text, tuple(jobs.request(request) for request in requests))
-    jobs.remember_sources()
+    cached = jobs.of_run(requests)
     latents_size = latents_sizes(jobs.channels)
     texts = unfinished(jobs.texts, least_bytes=text_bytes)
     latents = unfinished(jobs.latents, least_bytes=latents_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.buckets import cover_size
 from longcat_tune.data.cache import (
@@ -18,9 +19,9 @@ from longcat_tune.data.cache import (
     text_path,
 )
 from longcat_tune.data.planning import clip_id
-from longcat_tune.data.sources import SourceIndex
 from longcat_tune.data.tasks import tasks_of
 from longcat_tune.data.transforms import CENTER
+from longcat_tune.log import Bar, progress
 from longcat_tune.model.text_encoder import features_width, text_encoder_identity
 from longcat_tune.model.vae import latent_channels, vae_identity
 from longcat_tune.model.weights import read_transformer_config
@@ -30,6 +31,7 @@ from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
 
 EMPTY_PROMPT = ""
+SECONDS_BETWEEN_SAVES = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,33 @@ class CachedRequest:
     cond_path: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class CachedRun:
+    """Everything that a run needs of its caches, as paths.
+
+    Attributes:
+        training: the datasets trained on.
+        empty_text: features of the empty prompt.
+        requests: the renders.
+    """
+
+    training: tuple[TrainingSet, ...]
+    empty_text: Path
+    requests: tuple[CachedRequest, ...]
+
+    @property
+    def num_clips(self) -> int:
+        """How many clips there are to train on."""
+        return sum(len(one.samples) for one in self.training)
+
+
 class CacheJobs:
     """Collects jobs: whoever asks for a clip's cached files gets their paths, and the jobs are noted here.
 
     Attributes:
         folder: the run's own cache folder.
         channels: of the latents.
+        text_width: of the text features, zero padding included.
         latents: clips, conditioning images and start images, in the order of asking.
         texts: captions and prompts, each once.
 
@@ -75,9 +98,12 @@ class CacheJobs:
         self.channels = latent_channels(checkpoint.vae)
         self.latents: list[LatentJob] = []
         self._vae = f"{vae_identity(checkpoint.vae)} {config.model.vae_dtype}"
-        self._text_encoder = _text_encoder(config, checkpoint)
+        self.text_width = _text_width(config.model, checkpoint)
+        self._text_encoder = (
+            f"{text_encoder_identity(checkpoint.text_encoder)} {config.model.text_encoder_1_precision} "
+            f"{self.text_width}"
+        )
         self._texts: dict[str, TextJob] = {}
-        self._indices: dict[Path, SourceIndex] = {}
         self._sequence_fps = {
             clip.record.path: clip.record.fps
             for dataset in plan.held_out
@@ -90,22 +116,25 @@ class CacheJobs:
         """Captions and prompts, each once."""
         return list(self._texts.values())
 
-    def training_set(self, dataset: PlannedDataset) -> TrainingSet:
-        """One dataset to train on.
+    def of_run(self, requests: Sequence[RenderRequest]) -> CachedRun:
+        """Ask for everything that the run needs.
+
+        Args:
+            requests: what it renders.
 
         Raises:
-            DataError: a clip can no longer be read.
+            DataError: a clip or image can no longer be read.
         """
-        entry = dataset.entry
-        return TrainingSet(
-            dataset_id=entry.id,
-            samples=tuple(self.sample(entry, clip) for clip in dataset.plan.clips),
-            uses_per_epoch=entry.repeats + 1,
-            probability=entry.probability,
-            start_step=entry.start_step,
-            end_step=entry.end_step,
-            tasks=tasks_of(entry),
-        )
+        datasets = [dataset for dataset in self.plan.training if dataset.plan.clips]
+        count = sum(len(dataset.plan.clips) for dataset in datasets)
+        with progress("Looking at the content of clips", count, only_long=True) as bar:
+            cached = CachedRun(
+                training=tuple(self._training_set(dataset, bar) for dataset in datasets),
+                empty_text=self.text(EMPTY_PROMPT),
+                requests=tuple(self.request(request) for request in requests),
+            )
+        self.plan.indexes.keep()
+        return cached
 
     def sample(self, entry: DatasetEntry, clip: PlannedClip) -> CachedSample:
         """One clip to train on, with its captions and its conditioning image.
@@ -144,6 +173,13 @@ class CacheJobs:
             cond_path=None if image is None else self.image(image, request.size, frame=request.start_frame),
         )
 
+    def folders(self) -> set[Path]:
+        """The folders that hold this run's caches, and what is left of earlier ones in its output_dir."""
+        datasets = (*self.plan.training, *self.plan.held_out)
+        entries = [*(dataset.entry for dataset in datasets), *self.plan.conditioning]
+        own = (self.folder / "vae").glob("*/")
+        return {self.text_folder, *map(self.clip_folder, entries), *own}
+
     def clip_folder(self, entry: DatasetEntry) -> Path:
         """Where the latents of a dataset belong."""
         return entry.cache_dir_vae or self.folder / "vae" / entry.id
@@ -180,14 +216,21 @@ class CacheJobs:
             job = self._texts[caption] = TextJob(caption, path)
         return job.path
 
-    def remember_sources(self) -> None:
-        """Keep the content hashes for the next run.
-
-        Raises:
-            UserError: a cache folder cannot be written to.
-        """
-        for index in self._indices.values():
-            index.save()
+    def _training_set(self, dataset: PlannedDataset, bar: Bar) -> TrainingSet:
+        """One dataset to train on."""
+        entry, samples = dataset.entry, []
+        for clip in dataset.plan.clips:
+            samples.append(self.sample(entry, clip))
+            bar.advance()
+        return TrainingSet(
+            dataset_id=entry.id,
+            samples=tuple(samples),
+            uses_per_epoch=entry.repeats + 1,
+            probability=entry.probability,
+            start_step=entry.start_step,
+            end_step=entry.end_step,
+            tasks=tasks_of(entry),
+        )
 
     def _latents(
         self,
@@ -201,9 +244,10 @@ class CacheJobs:
         source_fps: float | None,
     ) -> tuple[Path, ...]:
         """Ask for the latents of one or more windows of a clip; returns where they will be."""
-        if folder not in self._indices:
-            self._indices[folder] = SourceIndex(folder)
-        content = self._indices[folder].content(source)
+        index = self.plan.source_index(folder)
+        content = index.content(source)
+        # A new dataset is read once from end to end; what was read is not read again after a stop.
+        index.keep(after=SECONDS_BETWEEN_SAVES)
         paths = []
         for picks in windows:
             key = latent_key(
@@ -225,10 +269,8 @@ def _effective_crop(clip: PlannedClip) -> tuple[float, float]:
     )
 
 
-def _text_encoder(config: RunConfig, checkpoint: CheckpointFolders) -> str:
-    """Everything but the caption that text features depend on, their width after zero padding included."""
-    model = config.model
-    width = features_width(checkpoint.text_encoder, choice=model.text_encoder)
+def _text_width(model: ModelSection, checkpoint: CheckpointFolders) -> int:
+    """How wide the text features are; only padding makes them as wide as the transformer wants."""
     if model.text_encoder_zero_pad:
-        width = read_transformer_config(checkpoint.transformer)["caption_channels"]
-    return f"{text_encoder_identity(checkpoint.text_encoder)} {model.text_encoder_1_precision} {width}"
+        return int(read_transformer_config(checkpoint.transformer)["caption_channels"])
+    return features_width(checkpoint.text_encoder, choice=model.text_encoder)

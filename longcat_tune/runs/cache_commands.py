@@ -1,0 +1,306 @@
+"""The commands `cache status`, `verify`, `prune` and `decode`: what caches hold, against what a run needs.
+
+All of them plan the run as `check` does, for the names of its files follow from its clips and keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from longcat_tune.config.run import RunConfig
+from longcat_tune.data.cache import (
+    LATENTS_SUFFIX,
+    Job,
+    LatentJob,
+    TextJob,
+    latents_sizes,
+    read_latents,
+    text_bytes,
+    unfinished,
+)
+from longcat_tune.data.cache_files import FolderContents, latents_fault, remove, text_fault
+from longcat_tune.data.video import write_mp4
+from longcat_tune.errors import ConfigError, DataError
+from longcat_tune.log import output, progress
+from longcat_tune.model.vae import VideoAutoencoder
+from longcat_tune.runs.build import DTYPES, find_checkpoint, pick_device
+from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
+from longcat_tune.runs.plan import make_plan
+from longcat_tune.runs.requests import plan_requests
+from longcat_tune.sampling.pictures import to_frames
+from longcat_tune.training.trouble import explained_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+LISTED_AT_MOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FolderUse:
+    """One cache folder, and what this config needs of it.
+
+    Attributes:
+        contents: what lies there.
+        needed: names of the files that this config needs.
+        missing: names of those that are not there, or not complete.
+    """
+
+    contents: FolderContents
+    needed: frozenset[str]
+    missing: frozenset[str]
+
+    @property
+    def unneeded(self) -> dict[str, int]:
+        """Bytes of the files that this config does not need, unfinished ones of killed processes included."""
+        others = {name: size for name, size in self.contents.sizes.items() if name not in self.needed}
+        return others | self.contents.leftovers
+
+    def report(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "folder": str(self.contents.folder),
+            "files": len(self.contents.sizes),
+            "bytes": sum(self.contents.sizes.values()),
+            "needed": len(self.needed),
+            "have": len(self.needed) - len(self.missing),
+            "missing": len(self.missing),
+            "not_needed": len(self.unneeded),
+            "not_needed_bytes": sum(self.unneeded.values()),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A cached file that is not what it should be, and why."""
+
+    path: Path
+    reason: str
+
+
+def status(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
+    """Show per folder what is there, what this config needs and what it does not.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        as_json: for machines; the same content.
+
+    Raises:
+        UserError: the plan cannot be made, or a folder cannot be read.
+    """
+    jobs, _ = _wanted(config, config_dir)
+    folders = [use.report() for use in _uses(jobs)]
+    if as_json:
+        _print_json({"folders": folders})
+        return
+    table = Table("files", "size", "needed", "have", "missing", "not needed", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    table.add_column("folder", overflow="fold")
+    for one in folders:
+        counts = (f"{one[key]:,}" for key in ("needed", "have", "missing", "not_needed"))
+        table.add_row(f"{one['files']:,}", _size(one["bytes"]), *counts, one["folder"])
+    output.print(table)
+    missing = sum(one["missing"] for one in folders)
+    says = "nothing is missing" if not missing else f"{missing:,} files are missing; train encodes them first"
+    output.print(says, markup=False, highlight=False)
+
+
+def verify(config: RunConfig, *, config_dir: Path, as_json: bool, remove_damaged: bool) -> None:
+    """Read every cached file that this config needs, and tell which are damaged.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        as_json: for machines; the same content.
+        remove_damaged: delete them, so that the next run encodes them again.
+
+    Raises:
+        DataError: at least one is damaged, and they are not to be removed.
+        UserError: the plan cannot be made, or a folder cannot be read or written to.
+    """
+    jobs, _ = _wanted(config, config_dir)
+    texts = _present(jobs.texts)
+    latents = _present(jobs.latents)
+    with progress("Reading cached files", len(texts) + len(latents)) as bar:
+        damaged = []
+        for damage in _examined(jobs, latents, texts):
+            bar.advance()
+            if damage is not None:
+                damaged.append(damage)
+    if remove_damaged:
+        for damage in damaged:
+            remove(damage.path)
+    wanted = len({job.path for job in jobs.texts} | {job.path for job in jobs.latents})
+    read = len(texts) + len(latents)
+    if as_json:
+        listed = [{"path": str(damage.path), "reason": damage.reason} for damage in damaged]
+        _print_json({"read": read, "missing": wanted - read, "damaged": listed, "removed": remove_damaged})
+    else:
+        lines = [f"damaged {damage.path} {damage.reason}" for damage in damaged]
+        lines.append(f"{read} files read, {wanted - read} not encoded yet, {len(damaged)} damaged")
+        output.print("\n".join(lines), markup=False, highlight=False)
+    if damaged and not remove_damaged:
+        raise DataError(
+            f"{len(damaged)} of {read} cached files are damaged; `longcat-tune cache verify --remove` "
+            "deletes them, and the next run encodes them again"
+        )
+
+
+def prune(config: RunConfig, *, config_dir: Path, yes: bool) -> None:
+    """Delete the cached files that this config does not need.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+        yes: really delete them; otherwise they are only counted.
+
+    Raises:
+        DataError: a file of a dataset cannot be used, so that its cached files would count as not needed.
+        UserError: the plan cannot be made, or a folder cannot be read or written to.
+    """
+    jobs, _ = _wanted(config, config_dir)
+    jobs.plan.require_sound()
+    uses = [use for use in _uses(jobs) if use.unneeded]
+    for use in uses:
+        size = _size(sum(use.unneeded.values()))
+        line = f"{use.contents.folder}: {len(use.unneeded):,} files, {size}"
+        output.print(line, markup=False, highlight=False)
+        if yes:
+            for name in use.unneeded:
+                remove(use.contents.folder / name)
+    count = sum(len(use.unneeded) for use in uses)
+    if not count:
+        says = "this config needs every file of its caches"
+    elif yes:
+        says = f"{count:,} files deleted"
+    else:
+        says = (
+            f"this config does not need these {count:,} files; nothing is deleted without --yes. Other "
+            "configs that share the folders may need them, and would encode them again"
+        )
+    output.print(says, markup=False, highlight=False)
+
+
+def decode(config: RunConfig, *, config_dir: Path, clip: str | None, out: Path | None) -> None:
+    """Show cached latents as an mp4, or list the clips when none is named.
+
+    Args:
+        config: what was asked; its VAE decodes, and the video has its framerate.
+        config_dir: where relative paths of the config start.
+        clip: id of a clip, or path of a file with latents.
+        out: the mp4; None: `output_dir/decoded/<name>.mp4`.
+
+    Raises:
+        ConfigError: no clip has this id.
+        DataError: it is not encoded yet, or its file is damaged.
+        UserError: the plan cannot be made, the device has no room, or the mp4 cannot be written.
+    """
+    if clip is not None and clip.endswith(LATENTS_SUFFIX):
+        path, name = Path(clip), Path(clip).name.removesuffix(LATENTS_SUFFIX)
+    else:
+        _, cached = _wanted(config, config_dir)
+        if clip is None:
+            _list_clips(cached)
+            return
+        path, name = _latents_of(clip, cached), clip
+    latents_CTHW = read_latents(path)
+    checkpoint, device = find_checkpoint(config.model), pick_device()
+    with explained_out_of_memory("decoding"):
+        vae = VideoAutoencoder.load(checkpoint.vae, dtype=DTYPES[config.model.vae_dtype], device=device)
+        frames_FHW3 = to_frames(vae.decode(latents_CTHW))
+    safe_name = re.sub(r"[^\w-]+", "-", name).strip("-")
+    target = out or config.output.output_dir / "decoded" / f"{safe_name}.mp4"
+    write_mp4(target, frames_FHW3, config.data.framerate)
+    output.print(str(target), markup=False, highlight=False)
+
+
+def _wanted(config: RunConfig, config_dir: Path) -> tuple[CacheJobs, CachedRun]:
+    """Everything that the run has in its caches, or will have."""
+    plan = make_plan(config, config_dir=config_dir)
+    jobs = CacheJobs(config, plan, find_checkpoint(config.model))
+    return jobs, jobs.of_run(plan_requests(config.validation, plan.render_source))
+
+
+def _uses(jobs: CacheJobs) -> Iterator[FolderUse]:
+    """The run's cache folders in order."""
+    incomplete = [
+        *(job.path for job in unfinished(jobs.latents, least_bytes=latents_sizes(jobs.channels))),
+        *(job.path for job in unfinished(jobs.texts, least_bytes=text_bytes)),
+    ]
+    needed = _names_by_folder([*(job.path for job in jobs.latents), *(job.path for job in jobs.texts)])
+    missing = _names_by_folder(incomplete)
+    none: frozenset[str] = frozenset()
+    for folder in sorted(needed.keys() | set(jobs.folders())):
+        yield FolderUse(FolderContents.of(folder), needed.get(folder, none), missing.get(folder, none))
+
+
+def _names_by_folder(paths: Sequence[Path]) -> dict[Path, frozenset[str]]:
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    return {folder: frozenset(those) for folder, those in names.items()}
+
+
+def _present(jobs: Sequence[Job]) -> list[Job]:
+    """One job per file that is there, whole or not."""
+    return [job for path, job in {job.path: job for job in jobs}.items() if path.exists()]
+
+
+def _examined(
+    jobs: CacheJobs, latents: Sequence[LatentJob], texts: Sequence[TextJob]
+) -> Iterator[Damage | None]:
+    """What is wrong with each file in turn; None when nothing is."""
+    for text in texts:
+        reason = text_fault(text.path, width=jobs.text_width)
+        yield None if reason is None else Damage(text.path, reason)
+    for latent in latents:
+        reason = latents_fault(latent.path, latent.bucket, channels=jobs.channels)
+        yield None if reason is None else Damage(latent.path, reason)
+
+
+def _latents_of(clip: str, cached: CachedRun) -> Path:
+    """The latents of a clip's first window."""
+    paths = {sample.clip_id: sample.latents_paths for one in cached.training for sample in one.samples}
+    if clip not in paths:
+        near = difflib.get_close_matches(clip, paths, n=3) or list(paths)[:3]
+        raise ConfigError(
+            f"CLIP ({clip}) must be the id of a clip or a *{LATENTS_SUFFIX} file; the nearest ids are "
+            f"{', '.join(near)}"
+        )
+    first, *others = paths[clip]
+    if not first.exists():
+        raise DataError(f"{clip} is not encoded yet ({first} is missing); run `longcat-tune cache-latents`")
+    if others:
+        logger.info("%s has %d windows and this is the first; the others: %s", clip, len(paths[clip]),
+                    ", ".join(map(str, others)))  # fmt: skip
+    return first
+
+
+def _list_clips(cached: CachedRun) -> None:
+    ids = [sample.clip_id for one in cached.training for sample in one.samples]
+    more = [f"... and {len(ids) - LISTED_AT_MOST:,} more"] if len(ids) > LISTED_AT_MOST else []
+    lines = ["clips to decode:", *ids[:LISTED_AT_MOST], *more]
+    output.print("\n".join(lines), markup=False, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    output.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, highlight=False)
+
+
+def _size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -37,7 +37,8 @@ from longcat_tune.runs.build import (
     sigma_density,
     uses_autocast,
 )
-from longcat_tune.runs.cache import CachedRun, fill_caches
+from longcat_tune.runs.cache import fill_caches
+from longcat_tune.runs.cache_jobs import CachedRun
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity

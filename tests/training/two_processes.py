@@ -1,0 +1,169 @@
+"""What each of two processes does in tests/training/test_processes.py; started there by torchrun.
+
+Every scene trains the toy model on this process's half of each step's batches and writes what came out to
+`<scene>.<rank>.json` in the folder given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from longcat_tune.checkpoint.run_state import RunState, load_checkpoint, save_checkpoint
+from longcat_tune.errors import DataError, InterruptedRunError
+from longcat_tune.training.ema import Ema
+from longcat_tune.training.interfaces import LoopState
+from longcat_tune.training.loop import run_loop
+from longcat_tune.training.parts import LoopParts
+from tests.training.toys import (
+    Filling,
+    Recorder,
+    ToyGroup,
+    ToyModel,
+    groups,
+    parts,
+    recorder,
+    settings,
+    weights,
+    with_latents,
+)
+
+ACCUMULATION = 2
+WEIGHTS = "weights.safetensors"
+
+
+def halves(rank: int, start: int = 0) -> Iterator[ToyGroup]:
+    """Every second batch of the groups that one process takes whole."""
+    for group in groups(start, accumulation=2 * ACCUMULATION):
+        yield replace(group, batches=group.batches[rank::2])
+
+
+class Scenes:
+    """All of them, in one process."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index
+
+    def made(self, model: ToyModel | None = None, *, completed: int = 0) -> LoopParts:
+        return replace(parts(model, completed=completed), accelerator=self.accelerator)
+
+    def tell(self, scene: str, seen: Recorder, made: LoopParts, **more: Any) -> None:
+        told = {
+            "weights": weights(made.model).tolist(),
+            "losses": [metrics.loss for metrics in seen.metrics],
+            "grad_norms": [metrics.grad_norm for metrics in seen.metrics],
+            "samples": [metrics.samples for metrics in seen.metrics],
+            "calls": seen.calls,
+            "events": seen.events,
+            **more,
+        }
+        (self.folder / f"{scene}.{self.rank}.json").write_text(json.dumps(told))
+
+    def plain(self) -> None:
+        seen, made = recorder(), self.made()
+        made = replace(made, ema=Ema(made.model.named_parameters(), decay=0.9))
+        run_loop(
+            made,
+            halves(self.rank),
+            settings=settings(3, validate_first=True, save_every=2),
+            hooks=seen.hooks(),
+        )
+        assert made.ema is not None
+        with made.ema.swapped_in():
+            average = weights(made.model).tolist()
+        self.tell("plain", seen, made, average=average)
+
+    def stopped(self) -> None:
+        """A signal reaches the second process only."""
+        seen, made = recorder(), self.made()
+
+        def signalled() -> Iterator[ToyGroup]:
+            for number, group in enumerate(halves(self.rank)):
+                if number == 1 and self.rank == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield group
+
+        message = ""
+        try:
+            run_loop(made, signalled(), settings=settings(9), hooks=seen.hooks())
+        except InterruptedRunError as error:
+            message = str(error)
+        self.tell("stopped", seen, made, message=message)
+
+    def full(self) -> None:
+        """The second process has no memory for step 2."""
+        seen = recorder()
+        made = self.made(Filling(ACCUMULATION + 2) if self.rank == 1 else ToyModel())
+        end = run_loop(made, halves(self.rank), settings=settings(3), hooks=seen.hooks())
+        self.tell("full", seen, made, step=end.step)
+
+    def poisoned(self) -> None:
+        """The second process meets a clip whose loss is no number."""
+        seen, made = recorder(), self.made()
+
+        def bad() -> Iterator[ToyGroup]:
+            for number, group in enumerate(halves(self.rank)):
+                batch = group.batches[0]
+                clean = number != 1 or self.rank != 1
+                yield group if clean else replace(group, batches=(batch, with_latents(batch, float("nan"))))
+
+        message = ""
+        try:
+            run_loop(made, bad(), settings=settings(9), hooks=seen.hooks())
+        except DataError as error:
+            message = str(error)
+        self.tell("poisoned", seen, made, message=message)
+
+    def resumed(self) -> None:
+        """Two steps, a checkpoint, and two more in fresh parts."""
+        seen, first = recorder(), self.made()
+
+        def save(state: LoopState) -> None:
+            save_checkpoint(
+                self.folder,
+                RunState(state.step, state.epoch, state.cursor),
+                first.optimizer,
+                write_files=lambda part: save_file(dict(first.model.state_dict()), part / WEIGHTS),
+                total_limit=1,
+            )
+
+        run_loop(first, halves(self.rank), settings=settings(2), hooks=replace(seen.hooks(), save=save))
+        self.accelerator.wait_for_everyone()
+        second = self.made(completed=2)
+        state = load_checkpoint(self.folder / "checkpoint-000002", second.optimizer)
+        second.model.load_state_dict(load_file(self.folder / "checkpoint-000002" / WEIGHTS))
+        start = LoopState(state.step, state.epoch, state.cursor)
+        run_loop(
+            second,
+            halves(self.rank, start.cursor[0]),
+            settings=settings(4),
+            hooks=seen.hooks(),
+            start=start,
+        )
+        whole, unbroken = recorder(), self.made()
+        run_loop(unbroken, halves(self.rank), settings=settings(4), hooks=whole.hooks())
+        equal = torch.equal(weights(unbroken.model), weights(second.model))
+        self.tell("resumed", seen, second, equal=equal, expected=[m.loss for m in whole.metrics])
+
+
+def main() -> None:
+    scenes = Scenes(Path(sys.argv[1]), Accelerator(cpu=True))
+    for scene in (scenes.plain, scenes.stopped, scenes.full, scenes.poisoned, scenes.resumed):
+        scene()
+    scenes.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

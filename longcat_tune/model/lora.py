@@ -1,8 +1,9 @@
 """LoRA layers on the transformer: the one door to PEFT.
 
 Knows module names and tensors; files and their formats are `checkpoint`'s. Weights cross as a plain
-dictionary in PEFT's naming without prefix or adapter name (`blocks.0.attn.qkv.lora_A.weight`), scales as
-alpha per module: the layer adds multiplier * alpha / rank * B(A(x)).
+dictionary in PEFT's naming without prefix or adapter name (`blocks.0.attn.qkv.lora_A.weight`, with DoRA also
+`blocks.0.attn.qkv.lora_magnitude_vector`), scales as alpha per module: the layer adds
+multiplier * alpha / rank * B(A(x)). A rank-stabilised scale is only another alpha.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,15 +21,19 @@ from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
 
 from longcat_tune.errors import CheckpointError
+from longcat_tune.model.dora import DoraForward, Magnitude, current_norms
 from longcat_tune.model.lora_targets import linear_layers, nearest_names
+
+MAGNITUDE = ".lora_magnitude_vector"
+NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def add_lora(
     model: nn.Module,
     *,
     targets: Sequence[str],
-    rank: int,
-    alpha: float,
+    rank: int | Mapping[str, int],
+    alpha: float | Mapping[str, float],
     generator: Generator,
     dropout: float = 0.0,
     adapter: str = "default",
@@ -41,21 +47,42 @@ def add_lora(
     Args:
         model: its modules are replaced in place; its class stays.
         targets: exact module names, as from `lora_target_modules`.
-        rank: inner width.
-        alpha: the update is scaled by alpha / rank.
+        rank: inner width; of each target, or one for all.
+        alpha: the update is scaled by alpha / rank; of each target, or one for all.
         generator: on the CPU; draws A.
         dropout: probability of dropping an input of A in training.
         adapter: names it among several.
         autocast: True when the model will run under torch.autocast, which then casts A's input itself.
             Without that a bf16 model would keep a float32 copy of every layer's input for backward.
     """
-    _inject(model, dict.fromkeys(targets, rank), dict.fromkeys(targets, float(alpha)), adapter, dropout)
+    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(targets, rank)
+    alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(targets, float(alpha))
+    _inject(model, {name: ranks[name] for name in targets}, alphas, adapter, dropout)
     for layer in _layers(model, adapter).values():
         weight = layer.lora_A[adapter].weight
         bound = layer.in_features**-0.5
         weight.data.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
         layer.lora_B[adapter].weight.data.zero_()
     _finish(model, adapter, trainable=True, autocast=autocast)
+
+
+def add_magnitudes(
+    model: nn.Module, start: Mapping[str, Tensor] = NO_TENSORS, *, adapter: str = "default"
+) -> None:
+    """Make a LoRA a DoRA whose function is what it was; the new magnitudes train if its matrices do.
+
+    Args:
+        model: has the LoRA.
+        start: magnitudes [out] trained before, by module; they are taken as they are.
+        adapter: the LoRA's name.
+    """
+    for name, layer in _layers(model, adapter).items():
+        lengths = start.get(name)
+        own = current_norms(layer, adapter)
+        magnitude = Magnitude(own if lengths is None else lengths.to(own))
+        magnitude.requires_grad_(layer.lora_B[adapter].weight.requires_grad)
+        layer.lora_magnitude_vector[adapter] = magnitude
+        layer.lora_variant[adapter] = DoraForward()
 
 
 def load_lora(
@@ -71,7 +98,7 @@ def load_lora(
 
     Args:
         model: as in `add_lora`.
-        weights: a down and an up matrix per module.
+        weights: a down and an up matrix per module; with magnitudes on all of them it is a DoRA.
         alphas: per module.
         adapter: names it among several.
         trainable: False for renders.
@@ -80,10 +107,11 @@ def load_lora(
     Raises:
         CheckpointError: a module is not a linear layer of this model, or of another size.
     """
-    modules = list(dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in weights))
-    _check_modules(model, modules, weights)
+    modules = check_modules(model, weights)
     ranks = {name: weights[f"{name}.lora_A.weight"].shape[0] for name in modules}
     _inject(model, ranks, alphas, adapter, dropout=0.0)
+    if magnitudes := magnitudes_in(weights):
+        add_magnitudes(model, magnitudes, adapter=adapter)
     load_lora_state(model, weights, adapter=adapter)
     _finish(model, adapter, trainable=trainable, autocast=autocast)
 
@@ -111,7 +139,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor], *, adapter: s
         rule = "is missing from the file" if different[0] in own else "is not part of this run's LoRA"
         msg = (
             f"LoRA weight {different[0]} {rule} ({len(different)} such in all); the file must have been made "
-            "with the same lora_target"
+            "with the same lora_target and use_dora"
         )
         raise CheckpointError(msg)
     for key, weight in own.items():
@@ -148,8 +176,23 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
         _train_only(layers, trained)
 
 
-def _check_modules(model: nn.Module, modules: Sequence[str], weights: Mapping[str, Tensor]) -> None:
+def magnitudes_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The magnitudes [out] among a LoRA's weights, by module."""
+    return {key.removesuffix(MAGNITUDE): value for key, value in weights.items() if key.endswith(MAGNITUDE)}
+
+
+def check_modules(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Name the modules that a LoRA adapts, all of which are linear layers of the model, of the right size.
+
+    Args:
+        model: may be on the meta device.
+        weights: of the LoRA.
+
+    Raises:
+        CheckpointError: one is not, or only some have a magnitude.
+    """
     linear = linear_layers(model)
+    modules = list(dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in weights))
     for name in modules:
         if name not in linear:
             msg = (
@@ -165,6 +208,12 @@ def _check_modules(model: nn.Module, modules: Sequence[str], weights: Mapping[st
                 f"takes {wanted[0]} and gives {wanted[1]}; it was made for another model"
             )
             raise CheckpointError(msg)
+    magnitudes = magnitudes_in(weights)
+    if magnitudes and len(magnitudes) != len(modules):
+        name = next(name for name in modules if name not in magnitudes)
+        msg = f"the LoRA has magnitudes, but none for {name}; write or fetch the file again"
+        raise CheckpointError(msg)
+    return modules
 
 
 def _inject(
@@ -232,13 +281,26 @@ def _layers(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
 
 def _named_weights(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     return {
-        f"{name}.{part}.weight": linears[adapter].weight
+        f"{name}{part}": weight
         for name, layer in _layers(model, adapter).items()
-        for part, linears in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
+        for part, weight in _parameters_of(layer, adapter).items()
     }
+
+
+def _parameters_of(layer: Any, adapter: str) -> dict[str, nn.Parameter]:
+    own = {
+        ".lora_A.weight": layer.lora_A[adapter].weight,
+        ".lora_B.weight": layer.lora_B[adapter].weight,
+    }
+    if adapter in layer.lora_magnitude_vector:
+        own[MAGNITUDE] = layer.lora_magnitude_vector[adapter].weight
+    return own
 
 
 def _lora_parameters(layers: Sequence[Any]) -> list[nn.Parameter]:
     return [
-        linear.weight for layer in layers for part in (layer.lora_A, layer.lora_B) for linear in part.values()
+        weight
+        for layer in layers
+        for adapter in layer.lora_A
+        for weight in _parameters_of(layer, adapter).values()
     ]

@@ -40,6 +40,49 @@ def lora_target_modules(model: nn.Module, targets: str | Sequence[str]) -> list[
     return [name for name in names if name in chosen]
 
 
+def lora_ranks(targets: Sequence[str], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+    """Give every adapted layer its rank.
+
+    Args:
+        targets: names from `lora_target_modules`.
+        rank: of those that no expression matches.
+        pattern: ranks by regexes of whole module names; the first that matches counts.
+
+    Raises:
+        ConfigError: a regex matches none of the targets.
+    """
+    ranks = dict.fromkeys(targets, 0)
+    for regex, own in pattern.items():
+        matching = [name for name in targets if re.fullmatch(regex, name)]
+        if not matching:
+            msg = (
+                f"lora_rank_pattern ({regex!r}) must match the whole name of at least one layer that "
+                f"lora_target adapts and matches none; the nearest are {_nearest_to(regex, targets)}"
+            )
+            raise ConfigError(msg)
+        ranks |= {name: ranks[name] or own for name in matching}
+    return {name: own or rank for name, own in ranks.items()}
+
+
+def lora_alphas_of(
+    ranks: Mapping[str, int], *, rank: int, alpha: float, use_rslora: bool
+) -> dict[str, float]:
+    """Give every adapted layer the alpha that, divided by its own rank, is its scale.
+
+    The scale is alpha / rank of the run for all of them, so that a layer of another rank is not stronger or
+    weaker for it; rank-stabilised (Kalajdzievski, arXiv 2312.03732) it is alpha / sqrt(own rank).
+
+    Args:
+        ranks: from `lora_ranks`.
+        rank: of the run.
+        alpha: of the run.
+        use_rslora: whether the scale is rank-stabilised.
+    """
+    if use_rslora:
+        return {name: alpha * own**0.5 for name, own in ranks.items()}
+    return {name: alpha * own / rank for name, own in ranks.items()}
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer of the base model by its own name, also where a LoRA wraps it already."""
     return {
@@ -69,7 +112,11 @@ def _matching(regex: str, names: Sequence[str], model: nn.Module) -> list[str]:
         ]
         msg = (
             f"lora_target ({regex!r}) must match the whole name of at least one linear layer and matches none"
-            f"{''.join(other[:1])}; the nearest are {nearest_names(regex.replace(chr(92), ''), names)}"
+            f"{''.join(other[:1])}; the nearest are {_nearest_to(regex, names)}"
         )
         raise ConfigError(msg)
     return matching
+
+
+def _nearest_to(regex: str, names: Sequence[str]) -> str:
+    return nearest_names(regex.replace("\\", ""), names)

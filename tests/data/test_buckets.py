@@ -142,3 +142,9 @@ def test_cover_size_and_crop(source, target, cover):
     assert (columns.stop - columns.start, rows.stop - rows.start) == target
     assert abs(columns.start - (cover[0] - columns.stop)) <= 1
     assert abs(rows.start - (cover[1] - rows.stop)) <= 1
+
+
+def test_crop_lies_where_the_shares_of_the_spare_pixels_say():
+    assert crop_slices(100, 60, 80, 20, (0.0, 0.0)) == (slice(0, 20), slice(0, 80))
+    assert crop_slices(100, 60, 80, 20, (1.0, 0.0)) == (slice(0, 20), slice(20, 100))
+    assert crop_slices(100, 60, 80, 20, (0.25, 1.0)) == (slice(40, 60), slice(5, 85))

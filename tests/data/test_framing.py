@@ -75,7 +75,7 @@ def test_random_crops_lie_everywhere():
 
 def test_windows_of_one_file_have_one_crop():
     plan = plan_of(record(frames=200), crop_style="random", video={"clip_selection": "all"})
-    assert plan.clips[0].crop == plan.clips[1].crop
+    assert plan.clips[0].crop == plan.clips[1].crop == planned(record(), crop_style="random").crop
 
 
 def test_enlargement_is_that_of_the_side_that_needs_more():

@@ -49,6 +49,8 @@ def test_sizes_are_told_where_there_are_several():
         "brought to 768x512 (2), 512x512 (1), 512x768 (1)"
     )
     assert remedy == "set crop_aspect to square or closest for fewer buckets"
+    [(fact, _)] = told(clip("a.mp4"), clip("b.mp4", size=(1024, 1664)))
+    assert fact.startswith("files of 2 sizes: ")
     many = [clip(f"{number}.mp4", size=(1664 + number, 1024)) for number in range(9)]
     [(fact, remedy)] = told(*many)
     assert fact.startswith(

@@ -192,10 +192,9 @@ def _announced(container: Any, stream: Any) -> float:
     Those of an AVI are FFmpeg's guess from the size of the file, which is small when the file is cut off;
     its header has the number of frames.
     """
-    seconds = (container.duration or 0) / av.time_base
-    if container.format.name == "avi":
-        return max(seconds, float(stream.frames * stream.time_base))
-    return seconds
+    seconds: float = (container.duration or 0) / av.time_base
+    counted = float(stream.frames * stream.time_base) if container.format.name == "avi" else 0.0
+    return max(seconds, counted)
 
 
 def _require_whole(path: Path, packets: Sequence[_Packet], *, announced: float) -> None:

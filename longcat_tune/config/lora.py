@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from longcat_tune.config.schema import Later, Section
+from longcat_tune.config.schema import Section
 from longcat_tune.config.values import as_list, synonyms
 
 LoraTargetName = Literal["attention", "attention+ffn", "all-linear"]
@@ -29,14 +30,40 @@ def check_lora_target(value: object) -> object:
         value = json.loads(value)
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"must be one of {', '.join(names)}, or a list of regular expressions")
-    for pattern in value:
+    _check_expressions(value)
+    return value
+
+
+def check_rank_pattern(value: object) -> object:
+    """Accept ranks by regular expression, as an object or as JSON text.
+
+    Raises:
+        ValueError: for other text, or an expression that cannot be read.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'is not a JSON object ({error}); write it like {{"blocks\\\\.\\\\d+\\\\.attn\\\\.qkv": 16}}'
+            ) from error
+    if isinstance(value, dict):
+        _check_expressions(value)
+    return value
+
+
+def _check_expressions(patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ValueError(
                 f"holds an expression that cannot be read, {pattern!r} ({error}); correct it"
             ) from error
-    return value
+
+
+def _once(formats: tuple[LoraFormat, ...]) -> tuple[LoraFormat, ...]:
+    return tuple(dict.fromkeys(formats))
 
 
 class LoraSection(Section):
@@ -48,7 +75,7 @@ class LoraSection(Section):
     lora_alpha: float = Field(
         default_factory=lambda values: float(values["lora_rank"]),
         gt=0,
-        description="Scale: the adapter counts alpha / rank. null: the rank.",
+        description="Scale: the adapter counts alpha / lora_rank. null: the rank.",
     )
     lora_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training."
@@ -59,14 +86,43 @@ class LoraSection(Section):
         "feed-forward layers; all-linear adds the modulation and final layers; or a list of regular "
         "expressions for module names. Never the patch embedding.",
     )
-    use_dora: Annotated[bool, Later("DoRA comes with the training stage")] = Field(
-        default=False, description="Weight-decomposed adapters."
+    lora_rank_pattern: Annotated[
+        dict[str, Annotated[int, Field(ge=1, le=1024)]], BeforeValidator(check_rank_pattern)
+    ] = Field(
+        default={},
+        description="Other ranks for some layers, by regular expressions for whole module names; the first "
+        "that matches counts. Their scale stays that of the others.",
     )
-    init_lora: Annotated[Path | None, Later("starting from an adapter comes with the training stage")] = (
-        Field(default=None, description="LoRA file to start from.")
+    use_rslora: bool = Field(
+        default=False,
+        description="Rank-stabilised scale: the adapter counts alpha / sqrt(rank), by each layer's own rank.",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="Weight-decomposed adapters: the length of every weight row is trained apart. Slower, "
+        "and only the format peft can hold them.",
+    )
+    init_lora: Path | None = Field(
+        default=None,
+        description="LoRA file of any format to start from. Ranks and scale stay this config's; its ranks "
+        "must not be larger. Ignored when a run goes on from a checkpoint.",
     )
     lora_format: Annotated[
         tuple[Annotated[LoraFormat, synonyms({"diffusers": "peft"}, log=True)], ...],
         BeforeValidator(as_list),
-        Later("other LoRA files come with the training stage"),
-    ] = Field(default=("peft",), min_length=1, description="Files written at every save, one per format.")
+        AfterValidator(_once),
+    ] = Field(
+        default=("peft",),
+        min_length=1,
+        description="Files written at every save, one per format; see docs/lora_formats.md.",
+    )
+
+    @model_validator(mode="after")
+    def _formats_can_hold_it(self) -> Self:
+        others = [form for form in self.lora_format if form != "peft"]
+        if self.use_dora and others:
+            raise ValueError(
+                f"use_dora (true) cannot be written as {others[0]}: its programs know no magnitudes; set "
+                "lora_format to peft, or use_dora to false"
+            )
+        return self

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from longcat_tune.config.datasets import DatasetType
 from longcat_tune.data.images import IMAGE_EXTENSIONS
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.sequences import numbered_pictures, require_each_number_once
+from longcat_tune.data.sequences import numbered_pictures
 from longcat_tune.data.source_rows import Stamp
 from longcat_tune.data.sources import stamp_of_pictures
 
@@ -114,7 +114,7 @@ class _Walk:
             with os.scandir(self.folder / prefix) as entries:
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
-            self.found.unreadable.append((self.folder / prefix, error.strerror or str(error)))
+            self.found.unreadable.append((self.folder / printable(prefix), error.strerror or str(error)))
             return
         if "sequence" in self.taken and self._take_sequence(prefix, visible):
             return
@@ -122,11 +122,7 @@ class _Walk:
             self._take(prefix + entry.name, entry)
 
     def _take(self, name: str, entry: os.DirEntry[str]) -> None:
-        try:
-            is_folder = entry.is_dir()
-        except OSError:
-            is_folder = False  # a circle of links
-        if is_folder:
+        if _is_folder(entry):
             if entry.is_symlink():
                 self.found.linked_folders.append(name)
             else:
@@ -149,16 +145,14 @@ class _Walk:
 
     def _take_sequence(self, prefix: str, visible: Sequence[os.DirEntry[str]]) -> bool:
         """Take a whole folder as one clip, if its files are numbered pictures and nothing else."""
-        pictures = numbered_pictures([entry.name for entry in visible])
-        if not pictures or any(entry.is_dir() for entry in visible):
+        if not numbered_pictures([entry.name for entry in visible]) or any(map(_is_folder, visible)):
             return False
-        name, folder = prefix.removesuffix("/"), self.folder / prefix
+        name = prefix.removesuffix("/")
         if not name:
             whole = self.folder.absolute()
             name, self.found.base = whole.name, whole.parent
         try:
             looks = [(entry.name, *self._checked_stamp(prefix + entry.name, entry)) for entry in visible]
-            require_each_number_once(folder, pictures)
             file = FoundFile(name, "sequence", stamp_of_pictures(looks))
         except UnusableFileError as error:
             file = FoundFile(name, "sequence", UNSEEN, error)
@@ -190,6 +184,14 @@ class _Walk:
         if not status.st_size:
             raise UnusableFileError(self.folder / name, "is empty (0 bytes)", REPLACE)
         return Stamp(status.st_size, status.st_mtime_ns)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle leads nowhere
 
 
 def printable(name: str) -> str:

@@ -212,6 +212,6 @@ def _append(path: Path, text: str) -> None:
     data = text.encode("ascii")
     with explained_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One write for all, at the end of the file wherever another process has moved it: no line is split.
-        with path.open("ab", buffering=len(data) + 1) as file:
+        # All in one write, which the system puts at the end in one piece whoever else writes there.
+        with path.open("ab") as file:
             file.write(data)

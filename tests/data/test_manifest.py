@@ -159,6 +159,17 @@ def test_one_line_tells_everything_that_is_wrong_with_a_file(tmp_path):
     assert refusal.remedy == f"{REPLACE}; make it a readable text file"
 
 
+def test_trouble_inside_a_clip_of_pictures_names_the_picture_and_the_clip(tmp_path):
+    cut_off(write_image(tmp_path / "take" / "1.png"), share=0.5)
+    write_image(tmp_path / "take" / "2.png")
+    [refusal] = clips_in(tmp_path, caption_strategy="textfile").refusals
+    assert refusal.path == tmp_path / "take" / "1.png"
+    assert refusal.reason == (
+        f"cannot be read as an image (image file is truncated), and {tmp_path / 'take'} has no caption: "
+        f"{tmp_path / 'take.txt'} does not exist"
+    )
+
+
 def test_other_and_hidden_files_are_not_found(tmp_path):
     write_clip(tmp_path / "clip.mp4", frames=3)
     for name in (
@@ -346,6 +357,12 @@ def test_numbered_pictures_are_images_of_their_own_elsewhere(tmp_path, dataset_t
     assert names(clips_in(tmp_path, dataset_type=dataset_type)) == ["0.png", "1.png"]
 
 
+def test_a_folder_named_like_a_picture_is_a_folder(tmp_path):
+    write_clip(tmp_path / "take" / "1.png" / "clip.mp4", frames=2)
+    write_image(tmp_path / "take" / "2.png")
+    assert names(clips_in(tmp_path)) == ["take/1.png/clip.mp4"]
+
+
 def test_pictures_that_are_no_clip_are_left_alone_and_told(tmp_path):
     for name in ("one/1.png", "two/a1.png", "two/b2.png", "kinds/1.png", "kinds/2.jpg", "text/1.png"):
         write_image(tmp_path / name)
@@ -363,10 +380,16 @@ def test_clips_of_pictures_with_gaps_or_damage_are_refused_whole(tmp_path):
     write_image(tmp_path / "sizes" / "2.png", size=(40, 30))
     cut_off(write_image(tmp_path / "torn" / "2.png"), share=0.5)
     (tmp_path / "away" / "2.png").symlink_to(write_image(tmp_path.parent / f"{tmp_path.name}.png"))
+    write_image(tmp_path / "circle" / "1.png")
+    (tmp_path / "circle" / "2.png").symlink_to("2.png")
+    write_image(tmp_path / "empty" / "1.png")
+    (tmp_path / "empty" / "2.png").touch()
     manifest = clips_in(tmp_path)
-    assert (manifest.records, manifest.found) == ((), 4)
+    assert (manifest.records, manifest.found) == ((), 6)
     assert {str(one.path.relative_to(tmp_path)): one.reason for one in manifest.refusals} == {
         "away/2.png": "is a link that leads out of instance_data_dir",
+        "circle/2.png": "is a link that leads to no file (Too many levels of symbolic links)",
+        "empty/2.png": "is empty (0 bytes)",
         "gap": "lacks the picture number 3, between a2.png and a4.png",
         "sizes": "changes its picture size: 2.png is 40x30, pictures before it 64x48",
         "torn/2.png": "cannot be read as an image (image file is truncated)",

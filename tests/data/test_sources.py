@@ -13,7 +13,7 @@ import pytest
 
 from longcat_tune.data import sources
 from longcat_tune.data.source_rows import Probe, Stamp
-from longcat_tune.data.sources import SourceIndex, stamp_of
+from longcat_tune.data.sources import SourceIndex, stamp_of, stamp_of_pictures
 from longcat_tune.errors import DataError, UserError
 
 PROBE = Probe("pyav 1", 64, 48, 9, 0.3)
@@ -156,16 +156,43 @@ def test_probe_and_content_of_one_file_are_kept_together(tmp_path, monkeypatch):
     assert (again.content(clip), again.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
 
 
-def test_what_two_processes_learned_of_one_file_is_put_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", ["content", "probe"])
+def test_what_two_processes_learned_of_one_file_is_put_together(tmp_path, monkeypatch, first):
     clip = write(tmp_path / "a.mp4")
     one, other = SourceIndex(tmp_path), SourceIndex(tmp_path)
     one.content(clip)
     other.remember(clip, stamp_of(clip), PROBE)
-    one.save()
-    other.save()
+    for index in (one, other) if first == "content" else (other, one):
+        index.save()
     no_reading(monkeypatch)
     both = SourceIndex(tmp_path)
     assert (both.content(clip), both.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
+
+
+def test_a_probe_after_the_content_keeps_it(tmp_path, monkeypatch):
+    clip = write(tmp_path / "a.mp4")
+    index = SourceIndex(tmp_path)
+    content = index.content(clip)
+    index.remember(clip, stamp_of(clip), PROBE)
+    no_reading(monkeypatch)
+    assert index.content(clip) == content
+
+
+def test_what_two_processes_learned_before_and_after_a_change_is_kept_apart(tmp_path):
+    clip = write(tmp_path / "a.mp4")
+    one, other = SourceIndex(tmp_path), SourceIndex(tmp_path)
+    one.content(clip)
+    write(clip, b"longer clip")
+    other.remember(clip, stamp_of(clip), PROBE)
+    one.save()
+    other.save()
+    assert SourceIndex(tmp_path).content(clip) == hash_of(b"longer clip")
+
+
+def test_a_folder_of_pictures_has_one_stamp_however_it_is_listed():
+    pictures = [("1.png", 10, 5), ("02.png", 11, 6), ("10.png", 12, 7)]
+    assert stamp_of_pictures(pictures) == stamp_of_pictures(reversed(pictures))
+    assert stamp_of_pictures(pictures).size == 33
 
 
 def test_a_changed_file_keeps_nothing_of_its_former_self(tmp_path):
@@ -189,6 +216,7 @@ def test_a_changed_file_keeps_nothing_of_its_former_self(tmp_path):
         '{"schema": 9}\n',
         "[1, 2, 3]\n",
         "[]\n",
+        "[[1], 2]\n",
         '["/x"]\n',
         "\0\0\0\0",
         "\x80\xff\n",

@@ -60,7 +60,10 @@ def _show(flight: Preflight, report: dict[str, Any], *, framerate: float) -> Non
         *notice_lines(report),
     ]
     if flight.problems:
-        lines += [f"{counted(flight.problems)}:", *(f"  {line}" for line in problem_lines(flight.problems))]
+        lines += [
+            f"{counted(len(flight.problems))}:",
+            *(f"  {line}" for line in problem_lines(flight.problems)),
+        ]
     elif flight.checkpoint is None:
         lines.append("the weights were not looked for: they come from the hub, and train downloads them")
     output.print("\n".join(lines), markup=False, highlight=False)

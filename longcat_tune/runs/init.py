@@ -2,73 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Literal
 
-from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.demo import demo_scenes, render
-from longcat_tune.data.manifest import scan
+from longcat_tune.data.manifest import some
 from longcat_tune.data.video import write_mp4
-from longcat_tune.data.windows import resampled_frames
-from longcat_tune.errors import ConfigError, DataError
+from longcat_tune.errors import ConfigError
 from longcat_tune.files import write_atomically
 from longcat_tune.runs.build import pick_device
-from longcat_tune.types import ClipRecord
+from longcat_tune.runs.init_choices import Choice
+from longcat_tune.runs.init_files import choose_run
+from longcat_tune.runs.init_look import FolderContent, look_into
+from longcat_tune.runs.init_recipes import RECIPES, Flavour
+from longcat_tune.runs.init_texts import config_text, data_text
+from longcat_tune.runs.problems import Problem, counted, problem_lines
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FOLDER = Path("config")
+OUTPUT_DIR = Path("longcat-tune-results")
 DEMO_SIZE = (192, 128)
 DEMO_FRAMES = 25
 DEMO_FPS = 15.0
-SLOW_FPS = 20.0
-"""Below this the clips are taken at 15 frames a second, the rate of the authors' 480p stage, else at 30."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """The values that a flavour's files are filled with.
-
-    Attributes:
-        resolution: shorter edge in pixels.
-        num_frames: longest clip.
-        learning_rate: that learns within max_train_steps.
-        max_train_steps: length of a first run.
-        every: steps between renders and between checkpoints.
-        render_frames: frames of a render.
-        render_steps: denoising steps of a render.
-        why: the first comment of the file.
-    """
-
-    resolution: int
-    num_frames: int
-    learning_rate: str
-    max_train_steps: int
-    every: int
-    render_frames: int
-    render_steps: int
-    why: str
-
-
-RECIPES = {
-    "final": Recipe(480, 93, "1e-4", 1000, 250, 93, 40, "LongCat-Video 13.6B"),
-    "tiny": Recipe(
-        128, 17, "1e-3", 120, 60, 17, 12, "the embedded miniature: same code, small enough for any machine"
-    ),
-}
-
-
-def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Literal["final", "tiny"] | None = None) -> None:
+def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = None) -> None:
     """Write config/config.json and config/multidatabackend.json.
 
     Args:
         clips_dir: the clips; with demo it is made and filled.
-        i2v: train image-to-video from each clip's own first frame.
+        i2v: train image-to-video, from start images if a folder beside the clips or in theirs holds one for
+            each, else from each clip's own first frame.
         demo: draw eight captioned clips first.
         flavour: the model; None takes the miniature where there is no GPU.
 
@@ -83,11 +48,12 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Literal["final", "t
             raise ConfigError(msg)
     if demo:
         _draw_demo(clips_dir)
-    records = _usable_clips(clips_dir)
-    chosen = flavour or ("tiny" if pick_device().type == "cpu" else "final")
-    _write(data_path, _data_text(clips_dir, records, RECIPES[chosen], i2v=i2v))
-    _write(config_path, _config_text(records, chosen))
-    logger.info("Wrote %s and %s for %d clips", config_path, data_path, len(records))
+    content = look_into(clips_dir, memory=OUTPUT_DIR / "cache" / "vae", start_images=i2v)
+    _warn(content)
+    run, datasets = choose_run(content, _flavour(flavour), output_dir=OUTPUT_DIR, i2v=i2v)
+    _write(data_path, data_text(datasets, about=_about(content)))
+    _write(config_path, config_text(run, data_path))
+    logger.info("Wrote %s and %s for %s", config_path, data_path, _about(content))
     logger.info("Next: longcat-tune check --config %s", config_path)
 
 
@@ -100,81 +66,42 @@ def _draw_demo(folder: Path) -> None:
     logger.info("Drew captioned clips in %s", folder)
 
 
-def _usable_clips(folder: Path) -> Sequence[ClipRecord]:
-    entry = DatasetEntry(id="clips", instance_data_dir=folder)
-    manifest = scan(entry)
-    for refusal in manifest.refusals:
-        logger.warning("%s %s; %s", refusal.path, refusal.reason, refusal.remedy)
-    videos = [record for record in manifest.records if record.kind == "video"]
-    if not videos:
-        msg = f"{folder}: no usable video; put clips there, each with a caption in a .txt of the same name"
-        raise DataError(msg)
-    return videos
+def _warn(content: FolderContent) -> None:
+    """Name the files that cannot be used, images that are not, and folders that count as clips."""
+    pictures = [record.name for record in content.videos if record.kind == "sequence"]
+    if pictures:
+        logger.info("Folders of numbered pictures, each of which is a clip: %s", some(pictures))
+    for line in problem_lines([Problem.of_refusal(refusal) for refusal in content.refusals]):
+        logger.warning("%s", line)
+    if content.refusals:
+        logger.warning(
+            "%s cannot be used; `longcat-tune check` fails until all are mended or taken out",
+            counted(len(content.refusals), "file"),
+        )
+    if content.loose_images:
+        logger.warning(
+            "%s not used: a dataset of images over this folder would take the frames of its clips "
+            "too; move them into a folder of their own and add an entry of dataset_type image",
+            counted(content.loose_images, "image"),
+        )
 
 
-def _framerate(records: Sequence[ClipRecord]) -> int:
-    rates = [record.source_frames / record.seconds for record in records if record.seconds]
-    return 15 if rates and median(rates) < SLOW_FPS else 30
+def _flavour(asked: Flavour | None) -> Choice[Flavour]:
+    if asked is not None:
+        return Choice(asked, RECIPES[asked].about)
+    if pick_device().type == "cpu":
+        return Choice("tiny", f"no GPU is here, so {RECIPES['tiny'].about}; final is the model itself")
+    return Choice("final", RECIPES["final"].about)
 
 
-def _data_text(folder: Path, records: Sequence[ClipRecord], recipe: Recipe, *, i2v: bool) -> str:
-    framerate = _framerate(records)
-    shortest = min(resampled_frames(record.seconds, framerate) for record in records)
-    if shortest >= recipe.num_frames:
-        why = f"every clip has at least {recipe.num_frames} frames"
-        strategy = "aspect_ratio"
-    else:
-        why = f"the shortest clip has {shortest} frames, so each keeps its own length"
-        strategy = "resolution_frames"
-    task = '\n    "is_i2v": true,                      // the clip\'s own first frame is given' if i2v else ""
-    return f"""[
-  {{
-    "id": "clips",
-    "type": "local",
-    "dataset_type": "video",{task}
-    "instance_data_dir": {json.dumps(str(folder.resolve()))},
-    "caption_strategy": "textfile",      // a .txt of the same name beside each clip
-    "video": {{
-      "num_frames": {recipe.num_frames},
-      "bucket_strategy": "{strategy}"    // {why}
-    }}
-  }}
-]
-"""
-
-
-def _config_text(records: Sequence[ClipRecord], flavour: str) -> str:
-    recipe = RECIPES[flavour]
-    first = records[0]
-    portrait = first.height > first.width
-    long_edge = 832 if flavour == "final" else 192
-    width, height = (recipe.resolution, long_edge) if portrait else (long_edge, recipe.resolution)
-    return f"""{{
-  // {recipe.why}
-  "model_type": "lora",
-  "model_family": "longcat_video",
-  "model_flavour": "{flavour}",
-  "output_dir": "longcat-tune-results",
-  "data_backend_config": "multidatabackend.json",
-  "resolution": {recipe.resolution},
-  "framerate": {_framerate(records)},
-
-  "train_batch_size": 1,
-  "gradient_checkpointing": true,
-  "lora_rank": 8,
-  "learning_rate": {recipe.learning_rate},
-  "max_train_steps": {recipe.max_train_steps},
-  "checkpoint_step_interval": {recipe.every},
-
-  // the first clip's caption: watch it change from the base model's answer to yours
-  "validation_prompt": {json.dumps(first.captions[0], ensure_ascii=False)},
-  "validation_resolution": "{width}x{height}",
-  "validation_num_video_frames": {recipe.render_frames},
-  "validation_num_inference_steps": {recipe.render_steps},
-  "validation_guidance": 4.0,
-  "validation_step_interval": {recipe.every}
-}}
-"""
+def _about(content: FolderContent) -> str:
+    """`12 clips and 3 images in /data/clips`."""
+    parts = [
+        counted(len(records), name)
+        for records, name in ((content.videos, "clip"), (content.images, "image"))
+        if records
+    ]
+    return f"{' and '.join(parts)} in {content.folder}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -127,11 +127,11 @@ def raise_problems(problems: Sequence[Problem], *, told: bool = False) -> None:
     if not problems:
         return
     if told:
-        raise DataError(f"{counted(problems)}; each is listed above with its remedy")
-    head = f"{counted(problems)}; `longcat-tune check` shows the whole picture:"
+        raise DataError(f"{counted(len(problems))}; each is listed above with its remedy")
+    head = f"{counted(len(problems))}; `longcat-tune check` shows the whole picture:"
     raise DataError("\n  ".join([head, *problem_lines(problems)]))
 
 
-def counted(problems: Sequence[Problem]) -> str:
+def counted(count: int, noun: str = "problem") -> str:
     """`1 problem`, `12 problems`."""
-    return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,70 +1,406 @@
-"""What `init` writes is accepted by everything that follows, and fits the clips."""
+"""What `init` writes passes `check` on the same folder, fits what lies there, and says why."""
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from longcat_tune.config.load import load_datasets, load_run_config
-from longcat_tune.data.manifest import Manifest
+from longcat_tune.cli import main
+from longcat_tune.config.jsonc import read_jsonc
+from longcat_tune.config.load import load_run_config
 from longcat_tune.errors import ConfigError, DataError
 from longcat_tune.runs.init import init
+from longcat_tune.runs.init_choices import (
+    MANY_WINDOWS,
+    choose_framerate,
+    choose_frames,
+    choose_repeats,
+    choose_size,
+    choose_steps,
+    clip_lengths,
+)
+from longcat_tune.runs.init_recipes import RECIPES
 from longcat_tune.runs.plan import make_plan
 from longcat_tune.types import ClipRecord
 from tests.builders import make_clips
+from tests.media_builders import write_clip, write_image
 
-CONFIG = Path("config/config.json")
+CONFIG, DATA = Path("config/config.json"), Path("config/multidatabackend.json")
+Maker = Callable[[Path], object]
 
 
-@pytest.mark.parametrize("flavour", ["tiny", "final"])
-@pytest.mark.parametrize("i2v", [False, True])
-def test_the_files_parse_and_no_clip_is_refused(tmp_path: Path, monkeypatch, flavour: str, i2v: bool) -> None:
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    clips = make_clips(tmp_path / "clips", 2, size=(128, 64), frames=14)
-    init(clips, i2v=i2v, demo=False, flavour=flavour)
-    # The released weights are not here; the plan of the clips is the same.
-    config = load_run_config(CONFIG, {"model_flavour": "tiny"})
-    plan = make_plan(config, config_dir=CONFIG.parent)
-    plan.require_sound()
-    [dataset] = plan.training
-    assert {clip.num_cond_latents for clip in dataset.plan.clips} == {int(i2v)}
-    assert {clip.bucket.num_frames for clip in dataset.plan.clips} == {13}
-    assert config.data.framerate == 15
 
 
-def test_clips_are_measured_as_the_plan_measures_them(tmp_path: Path, monkeypatch) -> None:
+def written(clips: Path, *, i2v: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Both files of `init` for the miniature, which must pass the check."""
+    init(clips, i2v=i2v, demo=False, flavour="tiny")
+    assert main(["check", "--config", str(CONFIG)]) == 0
+    return read_jsonc(CONFIG), read_jsonc(DATA)
+
+
+def comments(path: Path) -> str:
+    """All comments of a file, without line breaks."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return " ".join(line.removeprefix("// ") for line in lines if line.startswith("//"))
+
+
+def record(
+    *, size: tuple[int, int] = (832, 480), frames: int = 93, fps: float = 30, kind: str = "video"
+) -> ClipRecord:
+    return ClipRecord("clips", Path("a.mp4"), "a.mp4", kind, ("a",), *size, frames, frames / fps)
+
+
+def table_rows(clips: Path) -> list[dict[str, str]]:
+    return [
+        {"file_name": f"{path.stem}.mp4", "text": path.read_text()} for path in sorted(clips.glob("*.txt"))
+    ]
+
+
+def with_jsonl(clips: Path) -> None:
+    (clips / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in table_rows(clips)))
+
+
+def with_csv(clips: Path) -> None:
+    with (clips / "captions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "file_name"])
+        writer.writeheader()
+        writer.writerows(table_rows(clips))
+
+
+def with_parquet(clips: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(table_rows(clips)), clips / "captions.parquet")
+
+
+def numbered_pictures(clips: Path) -> None:
+    for number in range(12):
+        write_image(clips / "walk" / f"{number:04d}.png", size=(96, 64))
+    (clips / "walk.txt").write_text("a walk")
+
+
+def images(clips: Path) -> None:
+    for path in list(clips.iterdir()):
+        path.unlink()
+    for number in range(3):
+        write_image(clips / f"{'abc'[number]}.png", size=(96, 160))
+        (clips / f"{'abc'[number]}.txt").write_text("an image")
+
+
+def odd_names(clips: Path) -> None:
+    (clips / "clip-0.mp4").rename(clips / 'the "last"\nline \\ of.mp4')
+    (clips / "clip-0.txt").rename(clips / 'the "last"\nline \\ of.txt')
+    (clips / 'the "last"\nline \\ of.txt').write_text('says "no" // to c:\\windows')
+
+
+KINDS: dict[str, Maker] = {
+    "captioned clips": lambda clips: None,
+    "a jsonl table": with_jsonl,
+    "a csv table": with_csv,
+    "a parquet table": with_parquet,
+    "no captions": lambda clips: [path.unlink() for path in clips.glob("*.txt")],
+    "some captions": lambda clips: (clips / "clip-1.txt").unlink(),
+    "an empty caption": lambda clips: (clips / "clip-0.txt").write_text(""),
+    "long clips": lambda clips: make_clips(clips, 3, frames=70),
+    "clips of several lengths": lambda clips: make_clips(clips, 1, frames=9),
+    "a clip of three frames": lambda clips: make_clips(clips, 1, frames=3),
+    "portrait clips": lambda clips: make_clips(clips, 3, size=(96, 160), frames=25),
+    "small clips": lambda clips: make_clips(clips, 3, size=(64, 48), frames=25),
+    "wide and square clips": lambda clips: make_clips(clips, 1, size=(192, 64), frames=25),
+    "24 frames a second": lambda clips: write_clip(clips / "clip-0.mp4", frames=40, rate=24),
+    "a folder of pictures": numbered_pictures,
+    "images": images,
+    "clips and captioned images": lambda clips: (
+        write_image(clips / "still.jpg"),
+        (clips / "still.txt").write_text("a still"),
+    ),
+    "clips and images without captions": lambda clips: write_image(clips / "still.jpg"),
+    "names that need quotes": odd_names,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_passes_the_check(tmp_path: Path, kind: str) -> None:
+    clips = make_clips(tmp_path / "clips", 3, frames=25)
+    KINDS[kind](clips)
+    written(clips)
+
+
+@pytest.mark.parametrize("kind", ["captioned clips", "long clips", "portrait clips", "images"])
+def test_what_is_written_for_the_model_itself_leaves_no_problem(tmp_path: Path, kind: str) -> None:
+    clips = make_clips(tmp_path / "clips", 3, frames=25)
+    KINDS[kind](clips)
+    init(clips, i2v=False, demo=False, flavour="final")
+    config = load_run_config(CONFIG, {})
+    assert config.model.model_flavour == "final"
+    make_plan(config, config_dir=CONFIG.parent).require_sound()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("captioned clips", {"caption_strategy": "textfile"}),
+        (
+            "a jsonl table",
+            {
+                "caption_strategy": "jsonl",
+                "caption_table": {
+                    "path": "metadata.jsonl",
+                    "filename_column": "file_name",
+                    "caption_column": "text",
+                },
+            },
+        ),
+        ("a csv table", {"caption_strategy": "csv"}),
+        ("a parquet table", {"caption_strategy": "parquet"}),
+        ("no captions", {"caption_strategy": "filename"}),
+        ("some captions", {"caption_strategy": "textfile", "empty_caption": "use"}),
+    ],
+)
+def test_captions_are_taken_from_where_they_are(tmp_path: Path, kind: str, keys: dict[str, Any]) -> None:
+    clips = make_clips(tmp_path / "clips", 3, frames=25)
+    KINDS[kind](clips)
+    _, [entry] = written(clips)
+    assert entry.items() >= keys.items()
+    assert ("empty_caption" in entry) == ("empty_caption" in keys)
+
+
+def test_without_captions_the_file_says_how_to_write_them(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    KINDS["no captions"](clips)
+    written(clips)
+    assert "write what a clip shows into a .txt of the same name beside it" in comments(DATA)
+
+
+def test_a_table_that_says_nothing_of_the_files_is_left_alone(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    (clips / "metadata.csv").write_text("file_name,text\nother.mp4,other\n")
+    (clips / "captions.jsonl").write_text('{"licence": "mine"}\n')
+    _, [entry] = written(clips)
+    assert entry["caption_strategy"] == "textfile"
+
+
+def test_images_and_clips_become_two_datasets_over_one_folder(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 3, frames=25)
+    KINDS["clips and captioned images"](clips)
+    _, [videos, stills] = written(clips)
+    assert [videos["dataset_type"], stills["dataset_type"]] == ["video", "image"]
+    assert videos["instance_data_dir"] == stills["instance_data_dir"] == str(clips)
+
+
+def test_images_alone_become_a_dataset_of_images(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    images(clips)
+    run, [entry] = written(clips)
+    assert (entry["id"], entry["dataset_type"]) == ("images", "image")
+    assert "video" not in entry
+    assert run["validation_num_video_frames"] == 1
+    width, height = map(int, run["validation_resolution"].split("x"))
+    assert width < height
+    shutil.rmtree("config")
+    with pytest.raises(DataError, match="image-to-video needs clips; leave --i2v out"):
+        init(clips, i2v=True, demo=False, flavour="tiny")
+
+
+def test_images_that_nobody_captioned_are_left_out_with_a_warning(tmp_path: Path, caplog) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    write_image(clips / "still.jpg")
+    _, [entry] = written(clips)
+    assert entry["dataset_type"] == "video"
+    assert "1 image not used for lack of captions" in caplog.text
+
+
+def start_images(folder: Path, count: int) -> None:
+    for number in range(count):
+        write_image(folder / f"clip-{number}.webp")
+
+
+@pytest.mark.parametrize(
+    "place", ["clips/first_frames", "clips-images", "clips_start-images", "conditioning"]
+)
+def test_a_folder_with_an_image_for_every_clip_gives_the_start_images(tmp_path: Path, place: str) -> None:
+    clips = make_clips(tmp_path / "clips", 2, frames=40)
+    start_images(tmp_path / place, 2)
+    if place.startswith("clips/"):
+        # Names without numbers: a folder of numbered pictures counts as a clip.
+        for folder in (clips, tmp_path / place):
+            for path in folder.glob("clip-*"):
+                path.rename(path.with_stem("one" if path.stem == "clip-0" else "two"))
+    _, [entry, starts] = written(clips, i2v=True)
+    assert (entry["is_i2v"], entry["conditioning_data"]) == (True, ["start-images"])
+    assert starts["dataset_type"] == "conditioning"
+    assert starts["instance_data_dir"] == str(tmp_path / place)
+    assert entry["video"]["clip_selection"] == "start"
+
+
+@pytest.mark.parametrize("counts", [{"clips-images": 1}, {"clips-images": 2, "images": 2}, {}])
+def test_otherwise_each_clip_starts_from_its_own_first_frame(tmp_path: Path, counts: dict[str, int]) -> None:
+    clips = make_clips(tmp_path / "clips", 2, frames=40)
+    for place, count in counts.items():
+        start_images(tmp_path / place, count)
+    _, [entry] = written(clips, i2v=True)
+    assert entry["is_i2v"] is True
+    assert "conditioning_data" not in entry
+    assert ("conditioning_data could name one of" in comments(DATA)) == (len(counts) == 2)
+    assert ("has images for 1 of 2 clips only" in comments(DATA)) == (len(counts) == 1)
+
+
+def test_start_images_that_would_be_taken_for_a_clip_are_told(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2, frames=25)
+    start_images(clips / "first_frames", 2)
+    with pytest.raises(
+        DataError, match=r"clips/first_frames: holds numbered pictures .*put the folder beside"
+    ):
+        init(clips, i2v=True, demo=False, flavour="tiny")
+    assert not CONFIG.parent.exists()
+
+
+def test_clips_too_short_for_image_to_video_are_told(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 2, frames=4)
+    with pytest.raises(DataError, match="the longest clip has 4 frames, and image-to-video needs at least 5"):
+        init(clips, i2v=True, demo=False, flavour="tiny")
+    assert not CONFIG.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("fps", "framerate"), [(15, 15), (16, 15), (24, 15), (25, 15), (29.97, 30), (30, 30), (60, 30)]
+)
+def test_the_framerate_repeats_no_frame(fps: float, framerate: int) -> None:
+    assert choose_framerate([record(fps=fps)]).value == framerate
+
+
+def test_numbered_pictures_have_no_rate_and_keep_their_number() -> None:
+    pictures = record(kind="sequence", frames=61, fps=30)
+    assert choose_framerate([pictures]).value == 30
+    assert clip_lengths([pictures], 15) == [61]
+
+
+def test_clips_are_measured_as_the_plan_measures_them() -> None:
     """A container that rounds times says 3.0999 s for 93 frames; the plan counts 93, so must init."""
-    monkeypatch.chdir(tmp_path)
-    record = ClipRecord("clips", tmp_path / "a.mp4", "a.mp4", "video", ("a",), 832, 480, 93, 3.0999)
-    manifest = Manifest("clips", tmp_path, records=(record,), refusals=(), found=1)
-    monkeypatch.setattr("longcat_tune.runs.init.scan", lambda _entry: manifest)
-    init(tmp_path, i2v=False, demo=False, flavour="final")
-    [entry] = load_datasets(load_run_config(CONFIG, {}), config_dir=CONFIG.parent)
-    assert entry.video.bucket_strategy == "aspect_ratio"
+    rounded = ClipRecord("clips", Path("a.mkv"), "a.mkv", "video", ("a",), 832, 480, 93, 3.0999)
+    assert clip_lengths([rounded], 30) == [93]
 
 
-def test_the_demo_draws_eight_captioned_clips(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(
+    ("lengths", "num_frames", "strategy", "selection", "count"),
+    [
+        ([93, 120, 180], 93, "aspect_ratio", "start", 3),
+        ([85, 93, 100], 85, "aspect_ratio", "start", 3),
+        ([20, 93, 100], 93, "resolution_frames", "start", 3),
+        ([20, 30, 62], 61, "resolution_frames", "start", 3),
+        ([190, 279, 300], 93, "aspect_ratio", "all", 2 + 3 + 3),
+        ([93 * MANY_WINDOWS, 200], 93, "aspect_ratio", "random", 2),
+        ([3, 3], 1, "resolution_frames", "all", 6),
+    ],
+)
+def test_lengths_decide_how_frames_are_taken(
+    lengths: list[int], num_frames: int, strategy: str, selection: str, count: int
+) -> None:
+    chosen = choose_frames(lengths, longest=93, from_start=False, i2v=False)
+    assert (chosen.num_frames, chosen.strategy.value) == (num_frames, strategy)
+    assert (chosen.selection.value, chosen.count) == (selection, count)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "resolution", "table"),
+    [
+        ([(1920, 1080)], 480, "official_480p"),
+        ([(832, 480), (480, 832), (854, 480)], 480, "official_480p"),
+        ([(640, 360)], 320, None),
+        ([(320, 240)], 256, None),
+        ([(1280, 720)] * 10 + [(320, 240)], 480, "official_480p"),
+        ([(1280, 720), (640, 360)], 320, None),
+    ],
+)
+def test_the_size_enlarges_hardly_any_clip(
+    sizes: list[tuple[int, int]], resolution: int, table: str | None
+) -> None:
+    chosen = choose_size([record(size=size) for size in sizes], RECIPES["final"]).value
+    assert (chosen.resolution, chosen.bucket_table) == (resolution, table)
+
+
+def test_a_handful_of_clips_is_used_several_times_an_epoch() -> None:
+    assert choose_repeats(50) is None
+    for count in (1, 7, 49):
+        repeats = choose_repeats(count)
+        assert repeats is not None
+        assert 50 <= count * (repeats.value + 1) < 50 + count
+
+
+def test_more_clips_get_more_steps_within_bounds() -> None:
+    recipe = RECIPES["final"]
+    steps = [choose_steps(count, recipe).value for count in (1, 10, 40, 100, 10_000)]
+    assert steps == [1000, 1000, 2000, 3250, 5000]
+
+
+def test_unusable_files_are_named_and_counted(tmp_path: Path, caplog, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 3)
+    for number in (0, 2):
+        (clips / f"clip-{number}.mp4").write_bytes(b"")
+    init(clips, i2v=False, demo=False, flavour="tiny")
+    assert f"clips: {clips / 'clip-0.mp4'} is empty (0 bytes); replace the file" in caplog.text
+    assert (
+        "2 files cannot be used; `longcat-tune check` fails until all are mended or taken out" in caplog.text
+    )
+    assert main(["check", "--config", str(CONFIG)]) == 1
+    assert "2 problems:" in capsys.readouterr().out
+
+
+def test_the_first_run_opens_none_of_the_files_again(tmp_path: Path, monkeypatch) -> None:
+    clips = make_clips(tmp_path / "clips", 3, frames=25)
+    KINDS["clips and captioned images"](clips)
+    start_images(tmp_path / "images", 3)
+    init(clips, i2v=True, demo=False, flavour="tiny")
+
+    def examine(*_: object) -> None:
+        raise AssertionError("known from init")
+
+    monkeypatch.setattr("longcat_tune.data.examine._examine", examine)
+    make_plan(load_run_config(CONFIG, {}), config_dir=CONFIG.parent).require_sound()
+
+
+def test_the_demo_draws_eight_captioned_clips(tmp_path: Path) -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     assert len(list(Path("clips").glob("*.mp4"))) == len(list(Path("clips").glob("*.txt"))) == 8
-    [entry] = load_datasets(load_run_config(CONFIG, {}), config_dir=CONFIG.parent)
-    assert entry.instance_data_dir == (tmp_path / "clips").resolve()
+    [entry] = read_jsonc(DATA)
+    assert entry["instance_data_dir"] == str(tmp_path / "clips")
+    assert main(["check", "--config", str(CONFIG)]) == 0
 
 
-def test_files_of_the_user_are_never_overwritten(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    CONFIG.parent.mkdir()
-    CONFIG.write_text("mine")
-    with pytest.raises(ConfigError, match=r"config/config\.json exists and is never overwritten"):
+@pytest.mark.parametrize("path", [CONFIG, DATA])
+def test_files_of_the_user_are_never_overwritten(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=rf"{path} exists and is never overwritten"):
         init(Path("clips"), i2v=False, demo=True, flavour="tiny")
-    assert CONFIG.read_text() == "mine"
+    assert path.read_text() == "mine"
+    assert list(path.parent.iterdir()) == [path]
     assert not Path("clips").exists()
 
 
-def test_a_folder_without_clips_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError):
-        init(Path("empty"), i2v=False, demo=False, flavour="tiny")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "cannot be read as a folder"),
+        (lambda folder: folder.mkdir(), "holds no video file; put some there"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "a.mp4").write_bytes(b"")),
+            r"none of its 1 files can be used; .*a\.mp4 is empty",
+        ),
+    ],
+)
+def test_a_folder_without_clips_is_refused(tmp_path: Path, make: Maker, words: str) -> None:
+    make(tmp_path / "empty")
+    with pytest.raises(DataError, match=words):
+        init(tmp_path / "empty", i2v=False, demo=False, flavour="tiny")
     assert not CONFIG.parent.exists()

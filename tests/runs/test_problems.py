@@ -58,7 +58,7 @@ def test_a_thousand_of_a_kind_are_shown_by_the_first_fifty() -> None:
     shown = [without_caption(number).text for number in range(SHOWN_OF_A_KIND)]
     assert lines[: SHOWN_OF_A_KIND + 1] == [*shown, more]
     assert lines[-1] == more
-    assert counted(problems) == "2,000 problems"
+    assert counted(len(problems)) == "2,000 problems"
 
 
 def test_another_dataset_or_another_reason_is_another_kind() -> None:

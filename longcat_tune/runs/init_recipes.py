@@ -1,0 +1,79 @@
+"""What the files that `init` writes start from, for each model: lengths, sizes, pace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from longcat_tune.data.buckets import bucket_size
+
+Flavour = Literal["final", "tiny"]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One way to bring clips to a size.
+
+    Attributes:
+        resolution: length of the shorter edge in pixels.
+        bucket_table: the sizes of the model's authors, where they are used instead.
+    """
+
+    resolution: int
+    bucket_table: Literal["official_480p"] | None = None
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """What a clip of this width and height is brought to."""
+        return bucket_size(
+            width, height, resolution=self.resolution, resolution_type="pixel", table=self.bucket_table
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one model's files start from.
+
+    Attributes:
+        about: the model in words.
+        num_frames: of the longest clips and renders.
+        sizes: to choose from, the best first.
+        learning_rate: that learns within the steps.
+        fewest_steps: of a run on a handful of clips.
+        most_steps: of a run on thousands.
+        every: steps between renders, and between checkpoints.
+        render_steps: denoising steps of a render.
+    """
+
+    about: str
+    num_frames: int
+    sizes: tuple[Size, ...]
+    learning_rate: float
+    fewest_steps: int
+    most_steps: int
+    every: int
+    render_steps: int
+
+
+RECIPES: dict[Flavour, Recipe] = {
+    "final": Recipe(
+        about="LongCat-Video 13.6B",
+        num_frames=93,
+        # Below 480p the grid: its 512 pixels for 480 would enlarge what the table takes as it is.
+        sizes=(Size(480, "official_480p"), Size(448), Size(384), Size(320), Size(256)),
+        learning_rate=1e-4,
+        fewest_steps=1000,
+        most_steps=5000,
+        every=250,
+        render_steps=40,
+    ),
+    "tiny": Recipe(
+        about="the embedded miniature: the same code, small enough for any machine",
+        num_frames=17,
+        sizes=(Size(128), Size(64)),
+        learning_rate=1e-3,
+        fewest_steps=120,
+        most_steps=600,
+        every=60,
+        render_steps=12,
+    ),
+}

@@ -108,6 +108,20 @@ def test_every_file_is_a_record_or_a_refusal(tmp_path):
     assert set(remedies.values()) == {REPLACE}
 
 
+def test_images_are_read_to_their_end(tmp_path):
+    write_image(tmp_path / "whole.jpg", size=(300, 200))
+    cut_off(write_image(tmp_path / "half.png", size=(300, 200)), share=0.5)
+    (tmp_path / "empty.webp").touch()
+    (tmp_path / "text.png").write_text("no image")
+    manifest = clips_in(tmp_path, dataset_type="image")
+    assert (names(manifest), manifest.found) == (["whole.jpg"], 4)
+    assert refused(manifest) == {
+        "empty.webp": "is empty (0 bytes)",
+        "half.png": "cannot be read as an image (image file is truncated)",
+        "text.png": "cannot be read as an image (cannot identify image file)",
+    }
+
+
 def test_short_odd_and_irregular_clips_are_records_as_they_are(tmp_path):
     write_clip(tmp_path / "one.mp4", frames=1)
     write_clip(tmp_path / "odd.mp4", frames=2, size=(63, 47), pix_fmt="yuv444p")

@@ -29,9 +29,15 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 def weight_change(
-    weight: Tensor, down: Tensor, up: Tensor, scale: float, *, magnitude: Tensor | None = None
+    weight: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    *,
+    magnitude: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """What a LoRA of strength 1 adds to a weight, in float32; of another strength that many times as much.
+    """What a LoRA adds to a weight, in float32.
 
     Args:
         weight: [out, in], any floating dtype.
@@ -39,19 +45,21 @@ def weight_change(
         up: [out, rank].
         scale: alpha / rank.
         magnitude: [out]: the length that each row of the adapted weight is brought to; None leaves them.
+        strength: multiplies the change; 1 is as trained.
     """
     if magnitude is None:
-        return scale * (up.float() @ down.float())
+        # The factor goes to the thin matrix: the product has up to 100 million numbers.
+        return (strength * scale * up.float()) @ down.float()
     adapted = adapted_weight(weight, down, up, scale)
     factors = magnitude.float() / _lengths(adapted)
-    return factors[:, None] * adapted - weight.float()
+    return adapted.mul_(factors[:, None]).sub_(weight).mul_(strength)
 
 
 def merged_weight(weight: Tensor, changes: Iterable[Tensor]) -> Tensor:
     """The weight with all changes added in float32, rounded once to the weight's own dtype."""
-    merged = weight.float()
+    merged = weight.to(torch.float32, copy=True)
     for change in changes:
-        merged = merged + change
+        merged += change
     return merged.to(weight.dtype)
 
 

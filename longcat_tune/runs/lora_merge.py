@@ -146,6 +146,11 @@ def _merged(
 def _changes(module: str, weight: Tensor, adapters: Sequence[_Adapter]) -> Iterator[Tensor]:
     for one in adapters:
         update = one.lora.update(module)
-        yield one.strength * weight_change(
-            weight, update.down, update.up, update.scale, magnitude=update.magnitude
+        yield weight_change(
+            weight,
+            update.down,
+            update.up,
+            update.scale,
+            magnitude=update.magnitude,
+            strength=one.strength,
         )

@@ -70,8 +70,10 @@ def merged(
         if f"{name}.lora_A.weight" in state:
             assert isinstance(module, nn.Linear)
             down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-            change = weight_change(module.weight, down, up, ALPHA / RANK, magnitude=magnitudes.get(name))
-            module.weight.data = merged_weight(module.weight, [strength * change]).data
+            change = weight_change(
+                module.weight, down, up, ALPHA / RANK, magnitude=magnitudes.get(name), strength=strength
+            )
+            module.weight.data = merged_weight(module.weight, [change]).data
     return model
 
 

@@ -33,8 +33,8 @@ def merge_into(model: nn.Module, lora: LoraWeights, strength: float) -> None:
     for name, update in lora.updates():
         module = model.get_submodule(name)
         assert isinstance(module, nn.Linear)
-        change = weight_change(module.weight, update.down, update.up, update.scale)
-        module.weight.data = merged_weight(module.weight, [strength * change]).data
+        change = weight_change(module.weight, update.down, update.up, update.scale, strength=strength)
+        module.weight.data = merged_weight(module.weight, [change]).data
 
 
 @parametrize("lora")

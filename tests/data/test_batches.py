@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from longcat_tune.data import batches as module
 from longcat_tune.data.batches import load_batch, plan_steps, step_batches
+from longcat_tune.data.cache import read_text
 from longcat_tune.data.epochs import Cursor
 from longcat_tune.data.sampler import BatchPlan, BucketSampler, EpochOrder
 from longcat_tune.errors import DataError
@@ -79,6 +80,11 @@ def test_a_batch_is_stacked_padded_and_keeps_the_cached_dtype(tmp_path):
     assert batch.text_BLD.shape == (2, TEXT_TOKENS, 8)
     assert batch.mask_BL.sum(1).tolist() == [1, 3]
     assert batch.text_BLD.sum((1, 2)).tolist() == [8, 24]
+    for row, (sample, number) in enumerate([(a, 0), (b, 2)]):
+        text_LD, mask_L = read_text(sample.text_paths[number]).padded()
+        assert torch.equal(batch.text_BLD[row], text_LD)
+        assert torch.equal(batch.mask_BL[row], mask_L)
+        assert batch.mask_BL.dtype == mask_L.dtype
     assert (batch.num_cond_latents, batch.clip_ids) == (0, ("a", "b"))
 
 

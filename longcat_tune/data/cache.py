@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from longcat_tune.data.claims import make_once
+from longcat_tune.data.collecting import uncollected
 from longcat_tune.data.decode_ahead import decode_ahead
 from longcat_tune.errors import DataError
 from longcat_tune.files import write_tensors_atomically
@@ -151,6 +152,7 @@ def by_folder(jobs: Iterable[Job]) -> dict[str, dict[str, Job]]:
     return folders
 
 
+@uncollected()
 def unfinished(jobs: Iterable[Job], *, least_bytes: Callable[[Job], int]) -> list[Job]:
     """Select the jobs whose file is missing or too small to be complete, one per file.
 

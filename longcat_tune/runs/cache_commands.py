@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.cache import (
     LATENTS_SUFFIX,
@@ -102,17 +100,13 @@ def status(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"folders": folders})
         return
-    table = Table("files", "size", "needed", "have", "missing", "not needed", box=None)
-    for column in table.columns:
-        column.justify = "right"
-    table.add_column("folder", overflow="fold")
+    rows = [("files", "size", "needed", "have", "missing", "not needed", "folder")]
     for one in folders:
-        counts = (f"{one[key]:,}" for key in ("needed", "have", "missing", "not_needed"))
-        table.add_row(f"{one['files']:,}", _size(one["bytes"]), *counts, one["folder"])
-    output.print(table)
+        counts = [f"{one[key]:,}" for key in ("needed", "have", "missing", "not_needed")]
+        rows.append((f"{one['files']:,}", _size(one["bytes"]), *counts, one["folder"]))
     missing = sum(one["missing"] for one in folders)
-    says = "nothing is missing" if not missing else f"{missing:,} files are missing; train encodes them first"
-    output.print(says, markup=False, highlight=False)
+    says = f"missing in all: {missing:,}" + ("; train encodes them first" if missing else "")
+    output.print("\n".join([*_aligned(rows), says]), markup=False, highlight=False)
 
 
 def verify(config: RunConfig, *, config_dir: Path, as_json: bool, remove_damaged: bool) -> None:
@@ -295,6 +289,15 @@ def _list_clips(cached: CachedRun) -> None:
 
 def _print_json(value: Any) -> None:
     output.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, highlight=False)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A table whose last column is never cut, however wide the terminal: a path must stay in one piece."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
 
 
 def _size(count: float) -> str:

@@ -18,6 +18,7 @@ from longcat_tune.data.cache import (
     text_key,
     text_path,
 )
+from longcat_tune.data.collecting import uncollected
 from longcat_tune.data.planning import clip_id
 from longcat_tune.data.tasks import tasks_of
 from longcat_tune.data.transforms import CENTER
@@ -116,6 +117,7 @@ class CacheJobs:
         """Captions and prompts, each once."""
         return list(self._texts.values())
 
+    @uncollected()
     def of_run(self, requests: Sequence[RenderRequest]) -> CachedRun:
         """Ask for everything that the run needs.
 
@@ -142,16 +144,16 @@ class CacheJobs:
         Raises:
             DataError: the clip or the image can no longer be read.
         """
-        record, image = clip.record, clip.record.conditioning
+        record, image, name = clip.record, clip.record.conditioning, clip_id(clip)
         return CachedSample(
-            clip_id=clip_id(clip),
+            clip_id=name,
             bucket=clip.bucket,
             latents_paths=self._latents(
                 self.clip_folder(entry),
                 record.path,
                 [clip.picks(window) for window in clip.windows],
                 clip.bucket,
-                name=clip_id(clip),
+                name=name,
                 crop=_effective_crop(clip),
                 source_fps=record.fps if record.kind == "sequence" else None,
             ),

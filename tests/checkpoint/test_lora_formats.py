@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -136,6 +137,38 @@ def test_peft_builds_the_adapter_from_the_files_own_metadata(tmp_path: Path) -> 
     assert result.unexpected_keys == []
     assert not [key for key in result.missing_keys if ".lora_" in key]
     got = {name: model.get_submodule(name).get_delta_weight("default").double() for name in SIZES}
+    require_same(got, dense(one))
+
+
+def test_the_code_on_the_page_of_formats_loads_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lora_formats.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    write_lora(Path("pytorch_lora_weights.safetensors"), lora())
+    names = {"dit": Model()}
+    exec(code, names)
+    got = {name: names["dit"].get_submodule(name).get_delta_weight("default").double() for name in SIZES}
+    require_same(got, dense(lora()))
+
+
+class DiffusersModel(PeftAdapterMixin, Model):
+    """The same layers with diffusers' loader."""
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_loader_in_the_style_of_diffusers_needs_nothing_but_the_file(tmp_path: Path, dora: bool) -> None:
+    one, model = lora(dora=dora), DiffusersModel()
+    write_lora(tmp_path / "lora.safetensors", one)
+    model.load_lora_adapter(
+        tmp_path,
+        weight_name="lora.safetensors",
+        use_safetensors=True,
+        prefix="transformer",
+        adapter_name="mine",
+    )
+    got = {name: model.get_submodule(name).get_delta_weight("mine").double() for name in SIZES}
     require_same(got, dense(one))
 
 

@@ -160,7 +160,7 @@ class PlannedClip:
         crop: where the crop lies, as the share of the spare width and height on its left and above it; (0.5,
             0.5) is the centre.
         tasks: what it is trained for; shares add up to 1.
-        number: which of the clips cut from one file it is, from 1; None when a file is never cut into several.
+        number: which of the clips cut from one file it is, from 1; None when files are not cut into several.
     """
 
     record: ClipRecord
@@ -275,3 +275,22 @@ class NoisedBatch:
     timestep_BT: Tensor
     target_BCTHW: Tensor
     sigma_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BestEvaluation:
+    """The lowest loss on held-out clips so far, and what it can be compared with.
+
+    Attributes:
+        step: that it was reached at; pruning leaves this step's checkpoint.
+        loss: pooled over noise levels.
+        base_loss: the one at step 0; None: not measured then.
+        last_step: the latest one that was measured.
+        identity: of what was measured; losses of other clips or noise levels cannot be compared with these.
+    """
+
+    step: int
+    loss: float
+    base_loss: float | None = None
+    last_step: int = 0
+    identity: str = ""

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from longcat_tune.checkpoint.optimizer_file import read_optimizer, write_optimizer
 from longcat_tune.errors import CheckpointError, UserError
 from longcat_tune.files import explained_disk_errors, flush_to_disk
+from longcat_tune.types import BestEvaluation
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +33,6 @@ READABLE = (1, 2)
 """Schema 1 lacks best and tracker_run_id."""
 FOLDER_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = ".tmp-"
-
-
-@dataclass(frozen=True, slots=True)
-class BestEvaluation:
-    """The lowest loss on held-out clips so far.
-
-    Attributes:
-        step: that it was reached at; pruning leaves this step's checkpoint.
-        loss: pooled over noise levels.
-    """
-
-    step: int
-    loss: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from longcat_tune.training.metrics import EventName, StepMetrics
-from longcat_tune.types import Batch
+from longcat_tune.types import Batch, BestEvaluation
 
 
 class StepGroup(Protocol):
@@ -56,11 +56,13 @@ class LoopState:
         step: completed optimizer steps; a step that was skipped counts, as its batches are behind too.
         epoch: of the last one.
         cursor: the sampler's, for the next one; empty for a new run.
+        best: of the evaluations so far; None: there were none.
     """
 
     step: int = 0
     epoch: int = 0
     cursor: tuple[int, ...] = ()
+    best: BestEvaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class LoopSettings:
         validate_every: steps between renders; None: not by steps.
         validate_every_epochs: epochs between renders; None: not by epochs.
         validate_first: render before the first step too.
+        evaluate_every: steps between evaluations on held-out clips; None: only at the start and the end.
         bands_every: steps that one event of losses by noise level sums up.
     """
 
@@ -87,6 +90,7 @@ class LoopSettings:
     validate_every: int | None = None
     validate_every_epochs: int | None = None
     validate_first: bool = False
+    evaluate_every: int | None = None
     bands_every: int = 50
 
     @property
@@ -108,7 +112,7 @@ class LoopHooks:
         validate: renders at a step; 0 is the untouched base model. A signal breaks it off with
             KeyboardInterrupt.
         on_step: shows and logs one step.
-        on_event: logs what else happens, as EventLog.write: `step_skipped` and `sigma_bands`.
+        on_event: logs what else happens, as EventLog.write: `step_skipped`, `sigma_bands` and `evaluation`.
     """
 
     save: Callable[[LoopState], None]

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from itertools import islice
 
 from longcat_tune.errors import InterruptedRunError, UserError
+from longcat_tune.training.evaluation import HeldOut
+from longcat_tune.training.evaluator import Evaluator
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState, StepGroup
 from longcat_tune.training.metrics import SigmaBands
 from longcat_tune.training.parts import LoopParts
@@ -35,6 +37,7 @@ def run_loop(
     hooks: LoopHooks,
     start: LoopState | None = None,
     largest: Batch | None = None,
+    held_out: HeldOut | None = None,
 ) -> LoopState:
     """Train until max_steps, or until the groups end.
 
@@ -49,6 +52,8 @@ def run_loop(
         hooks: saving, rendering, logging.
         start: what a checkpoint gave; None for a new run.
         largest: the batch that needs most memory: tried before the first step, changing nothing.
+        held_out: what the loss is measured on at the start of a new run, every so often, and at the end; in
+            all processes or in none.
 
     Returns:
         The state after the last step, which has been saved.
@@ -61,10 +66,12 @@ def run_loop(
     processes = parts.processes
     stopped = False
     with stop_on_signals() as stop:
-        run = _Run(start or LoopState(), parts, settings, hooks, stop)
+        run = _Run(start or LoopState(), parts, settings, hooks, stop, held_out)
         parts.weights.take_up()
         if largest is not None and run.state.step < settings.max_steps:
             try_largest(parts, largest, settings)
+        if run.state.step < settings.max_steps:
+            run.evaluate_start()
         if settings.validate_first and run.state.step == 0:
             run.validate()
         for group in islice(groups, max(0, settings.max_steps - run.state.step)):
@@ -75,6 +82,8 @@ def run_loop(
             if stopped:
                 break
             run.after_step(make_step(parts, group, run.state.step + 1, settings), group)
+        if not stopped:
+            run.evaluate()
         run.save()
         run.report_bands()
         if settings.validate_last:
@@ -96,6 +105,7 @@ class _Run:
         settings: LoopSettings,
         hooks: LoopHooks,
         stop: StopRequest,
+        held_out: HeldOut | None,
     ) -> None:
         self.state = state
         self.weights = parts.weights
@@ -103,6 +113,7 @@ class _Run:
         self.settings = settings
         self.hooks = hooks
         self.stop = stop
+        self.evaluator = None if held_out is None else Evaluator(held_out, parts, hooks, stop, state)
         self.saved_step = state.step
         self.validated_step: int | None = None
         self.bands = SigmaBands()
@@ -110,8 +121,11 @@ class _Run:
         self.before_skips = state
 
     def after_step(self, made: DoneStep | SkippedStep, group: StepGroup) -> None:
-        """Count the step, then save and render if it is time; saving first, as a render may fail."""
-        self.state = LoopState(self.state.step + 1, group.epoch, group.cursor)
+        """Count the step, then evaluate, save and render if it is time.
+
+        Saving after the evaluation, whose result it holds, and before the render, which may fail.
+        """
+        self.state = LoopState(self.state.step + 1, group.epoch, group.cursor, self.state.best)
         if isinstance(made, SkippedStep):
             self._skip(made)
         else:
@@ -121,6 +135,8 @@ class _Run:
                 self.hooks.on_step(made.metrics)
         if self.state.step % self.settings.bands_every == 0:
             self.report_bands()
+        if self.evaluation_due:
+            self.evaluate()
         if self.state.step % self.settings.save_every == 0:
             self.save()
         if self.settings.validate_every and self.state.step % self.settings.validate_every == 0:
@@ -153,14 +169,41 @@ class _Run:
         every = self.settings.validate_every_epochs
         return every is not None and group.epoch != self.state.epoch and group.epoch % every == 0
 
-    def save(self) -> None:
-        """Write a checkpoint unless this step, or a later one, has one."""
-        if self.saved_step >= self.state.step:
+    def save(self, *, again: bool = False) -> None:
+        """Write a checkpoint unless this step, or a later one, has one.
+
+        Args:
+            again: write it in any case, as its evaluation is news.
+        """
+        if self.saved_step >= self.state.step and not again:
             return
         if self.is_first:
             with self.weights.shipped():
                 self.hooks.save(self.state)
         self.saved_step = self.state.step
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether this is a step to evaluate after."""
+        every = self.settings.evaluate_every
+        return every is not None and self.state.step % every == 0
+
+    def evaluate_start(self) -> None:
+        """Measure what the run starts from; one that goes on makes up for an evaluation broken off."""
+        if self.evaluator is not None and (self.evaluation_due or not self.evaluator.goes_on):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Measure the loss on held-out clips, if there are any; the best so far is saved at once.
+
+        So there is a checkpoint of it, however often others are due.
+        """
+        if self.evaluator is None:
+            return
+        before, self.state = self.state, self.evaluator.evaluate(self.state)
+        best = self.state.best
+        if best is not None and best != before.best and best.step == self.state.step > 0:
+            self.save(again=True)
 
     def validate(self) -> None:
         """Render unless this step was rendered or the run is to stop; a failed render costs no steps."""

@@ -30,6 +30,7 @@ EventName = Literal[
     "step",
     "step_skipped",
     "sigma_bands",
+    "evaluation",
     "validation",
     "checkpoint",
     "run_end",
@@ -43,6 +44,8 @@ step: the fields of StepMetrics.
 step_skipped: step, reason and clip_ids of a step that changed nothing, for lack of memory.
 sigma_bands: step, and losses and counts: mean unweighted loss (null: none) and number of samples with sigma
     from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event.
+evaluation: step, the fields of EvalResult, best_loss and best_step of the best one so far, and the seconds
+    that it took.
 validation: step and the files rendered.
 checkpoint: step and folder.
 run_end: how it ended: finished, interrupted or failed.

@@ -20,7 +20,6 @@ from torch import Generator, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from longcat_tune.checkpoint.run_state import (
-    BestEvaluation,
     RunState,
     find_checkpoint,
     latest_checkpoint,
@@ -31,6 +30,7 @@ from longcat_tune.checkpoint.run_state import (
 from longcat_tune.errors import CheckpointError
 from longcat_tune.training.ema import EMA_FILE, Ema
 from longcat_tune.training.optimizers import OptimizerName, OptimizerSettings, build_optimizer
+from longcat_tune.types import BestEvaluation
 
 Build = Callable[[nn.Module], Optimizer]
 LORA = "pytorch_lora_weights.safetensors"
@@ -150,7 +150,7 @@ def test_another_optimizer_s_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_best_evaluation_and_the_tracker_s_id_come_back(tmp_path: Path) -> None:
-    best = BestEvaluation(step=40, loss=0.1 + 0.2)
+    best = BestEvaluation(40, 0.1 + 0.2, base_loss=0.5, last_step=45, identity="a1")
     state = RunState(50, 1, (1, 3), {"lora_rank": 4}, best, "run-7")
     folder = save_checkpoint(tmp_path, state, adamw(toy()), write_files=lambda folder: None, total_limit=1)
     assert read_state(folder) == state

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.training.evaluation import HeldOut, HeldOutClip, eval_sigmas
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import StepMetrics
@@ -57,6 +58,16 @@ def batch(number: int, *, samples: int = 1, cond: int = 0, dtype: torch.dtype = 
         num_cond_latents=cond,
         clip_ids=tuple(f"clips/{number}-{sample}.mp4" for sample in range(samples)),
     )
+
+
+def held_out_clip(number: int, *, cond: int = 0) -> HeldOutClip:
+    return HeldOutClip(f"{number}.mp4", batch(number, cond=cond))
+
+
+def held_out(*clips: HeldOutClip, identity: str = "toys") -> HeldOut:
+    """Three clips of three tasks, unless others are given."""
+    those = clips or tuple(held_out_clip(1000 + cond, cond=cond) for cond in range(3))
+    return HeldOut(lambda: those, eval_sigmas(12.0), identity)
 
 
 def groups(start: int = 0, *, accumulation: int = 2, steps_per_epoch: int = 3) -> Iterator[ToyGroup]:

@@ -148,6 +148,13 @@ def scalars(event: EventName, fields: Mapping[str, Any]) -> dict[str, float]:
     if event == "sigma_bands":
         means = enumerate(fields["losses"])
         return {f"loss_by_sigma/{_band(number)}": mean for number, mean in means if mean is not None}
+    if event == "evaluation":
+        by_sigma = zip(fields["sigmas"], fields["losses"], strict=True)
+        return {
+            "evaluation/loss": fields["loss"],
+            **{f"evaluation/loss_{task}": loss for task, loss in fields["by_task"].items()},
+            **{f"evaluation_by_sigma/{sigma:.3f}": loss for sigma, loss in by_sigma},
+        }
     prefix = "train" if event == "step" else event
     return {
         f"{prefix}/{name}": value

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.processes import Processes
-from tests.training.toys import ToyModel, groups, parts, recorder, settings, weights
+from tests.training.toys import ToyModel, groups, held_out, parts, recorder, settings, weights
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 ROOT = SCRIPT.parents[2]
@@ -72,6 +72,20 @@ def test_only_the_first_saves_renders_and_logs(told: Told) -> None:
     (bands,) = first["events"]
     assert sum(bands[1]["counts"]) == 18
     assert (second["calls"], second["losses"], second["events"]) == ([], [], [])
+
+
+def test_held_out_clips_are_shared_out_and_the_loss_is_one_process_s(told: Told) -> None:
+    first, second = told("evaluated")
+    seen = recorder()
+    run_loop(parts(), groups(), settings=settings(0), hooks=seen.hooks(), held_out=held_out())
+    expected = dict(seen.events)["evaluation"]
+    evaluations = [fields for name, fields in first["events"] if name == "evaluation"]
+    # The one after the step is left out by both: the second process could not measure its share.
+    assert [one["step"] for one in evaluations] == [0]
+    assert evaluations[0] | {"seconds": 0} == expected | {"seconds": 0}
+    assert first["best"] == second["best"] == expected["loss"]
+    assert second["events"] == []
+    assert first["weights"] == second["weights"]
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(told: Told) -> None:

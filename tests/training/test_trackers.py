@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from longcat_tune.errors import ConfigError
+from longcat_tune.training.eval_result import ClipLosses, EvalResult
 from longcat_tune.training.metrics import EventLog, SigmaBands, StepMetrics
 from longcat_tune.training.trackers import TrackedRun, WandbTracker, scalars, tracking
 
@@ -37,6 +38,21 @@ def test_losses_by_noise_level_are_named_by_their_band() -> None:
     fields = {"step": 50, **bands.take()}
     assert scalars("sigma_bands", fields) == {"loss_by_sigma/0.3-0.4": 2.0, "loss_by_sigma/0.9-1.0": 3.5}
     assert not bands
+
+
+def test_a_held_out_loss_gives_curves_by_task_and_noise_level() -> None:
+    rows = [ClipLosses("val/a.mp4", 0, (0.1, 0.3)), ClipLosses("val/a.mp4", 1, (0.2, 0.6))]
+    result = EvalResult.of(rows, sigmas=(0.7, 0.98), identity="x")
+    fields = {"step": 50, **result.as_json(), "best_loss": 0.3, "best_step": 50, "seconds": 1.5}
+    assert scalars("evaluation", fields) == pytest.approx(
+        {
+            "evaluation/loss": 0.3,
+            "evaluation/loss_t2v": 0.2,
+            "evaluation/loss_i2v": 0.4,
+            "evaluation_by_sigma/0.700": 0.15,
+            "evaluation_by_sigma/0.980": 0.45,
+        }
+    )
 
 
 def test_events_without_a_step_or_numbers_give_no_curve() -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from longcat_tune.checkpoint.run_state import RunState, load_checkpoint, save_checkpoint
 from longcat_tune.errors import DataError, InterruptedRunError
 from longcat_tune.training.ema import Ema
+from longcat_tune.training.evaluation import HeldOutClip
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.parts import LoopParts
@@ -31,6 +33,7 @@ from tests.training.toys import (
     ToyGroup,
     ToyModel,
     groups,
+    held_out,
     parts,
     recorder,
     settings,
@@ -84,6 +87,22 @@ class Scenes:
         with made.ema.swapped_in():
             average = weights(made.model).tolist()
         self.tell("plain", seen, made, average=average)
+
+    def evaluated(self) -> None:
+        """Three clips for two processes; the second cannot read its share of the second evaluation."""
+        clips = tuple(held_out().clips())
+        calls = count(1)
+
+        def share() -> tuple[HeldOutClip, ...]:
+            if next(calls) == 2 and self.rank == 1:
+                raise DataError("cache file x is missing")
+            return clips[self.rank :: 2]
+
+        seen, made = recorder(), self.made()
+        what = replace(held_out(), clips=share)
+        end = run_loop(made, halves(self.rank), settings=settings(1), hooks=seen.hooks(), held_out=what)
+        assert end.best is not None
+        self.tell("evaluated", seen, made, best=end.best.loss)
 
     def stopped(self) -> None:
         """A signal reaches the second process only."""
@@ -160,7 +179,15 @@ class Scenes:
 
 def main() -> None:
     scenes = Scenes(Path(sys.argv[1]), Accelerator(cpu=True))
-    for scene in (scenes.plain, scenes.stopped, scenes.full, scenes.poisoned, scenes.resumed):
+    made = (
+        scenes.plain,
+        scenes.evaluated,
+        scenes.stopped,
+        scenes.full,
+        scenes.poisoned,
+        scenes.resumed,
+    )
+    for scene in made:
         scene()
     scenes.accelerator.end_training()
 

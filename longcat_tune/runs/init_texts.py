@@ -12,7 +12,7 @@ from typing import Any
 from longcat_tune.runs.init_captions import CaptionChoice
 from longcat_tune.runs.init_choices import FramesChoice, choose_repeats
 from longcat_tune.runs.init_files import Dataset, Run
-from longcat_tune.runs.problems import counted, one_line
+from longcat_tune.runs.problems import counted
 
 COMMENT_WIDTH = 96
 SOME = 3
@@ -146,5 +146,7 @@ def _value(line: Line, indent: str) -> str:
 
 
 def _comment(text: str, indent: str) -> str:
-    wrapped = textwrap.wrap(one_line(text), COMMENT_WIDTH - len(indent), break_long_words=False)
+    # A name with a line break, of whatever script, would end the comment.
+    words = " ".join(text.split())
+    wrapped = textwrap.wrap(words, COMMENT_WIDTH - len(indent), break_long_words=False)
     return "".join(f"{indent}// {line}\n" for line in wrapped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,9 @@ KINDS: dict[str, Maker] = {
     ),
     "clips and images without captions": lambda clips: write_image(clips / "still.jpg"),
     "names that need quotes": odd_names,
+    "a name with line breaks and no caption": lambda clips: (clips / "clip-0.mp4").rename(
+        clips / "a\nb\u2028c.mp4"
+    ),
 }
 
 
@@ -190,6 +194,14 @@ def test_a_table_that_says_nothing_of_the_files_is_left_alone(tmp_path: Path) ->
     assert entry["caption_strategy"] == "textfile"
 
 
+def test_a_table_whose_package_is_not_installed_is_left_alone(tmp_path: Path, monkeypatch) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    KINDS["a parquet table"](clips)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    _, [entry] = written(clips)
+    assert entry["caption_strategy"] == "textfile"
+
+
 def test_images_and_clips_become_two_datasets_over_one_folder(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 3, frames=25)
     KINDS["clips and captioned images"](clips)
@@ -220,27 +232,54 @@ def test_images_that_nobody_captioned_are_left_out_with_a_warning(tmp_path: Path
     assert "1 image not used for lack of captions" in caplog.text
 
 
+def test_images_beside_folders_of_frames_are_left_out_with_a_warning(tmp_path: Path, caplog) -> None:
+    clips = make_clips(tmp_path / "clips", 1, frames=25)
+    numbered_pictures(clips)
+    write_image(clips / "still.jpg")
+    (clips / "still.txt").write_text("a still")
+    _, [entry] = written(clips)
+    assert entry["dataset_type"] == "video"
+    assert "1 image not used: a dataset of images over this folder would take the frames" in caplog.text
+    assert "lack of captions" not in caplog.text
+
+
 def start_images(folder: Path, count: int) -> None:
     for number in range(count):
         write_image(folder / f"clip-{number}.webp")
 
 
-@pytest.mark.parametrize(
-    "place", ["clips/first_frames", "clips-images", "clips_start-images", "conditioning"]
-)
+@pytest.mark.parametrize("place", ["clips-images", "clips_start-images", "conditioning"])
 def test_a_folder_with_an_image_for_every_clip_gives_the_start_images(tmp_path: Path, place: str) -> None:
     clips = make_clips(tmp_path / "clips", 2, frames=40)
     start_images(tmp_path / place, 2)
-    if place.startswith("clips/"):
-        # Names without numbers: a folder of numbered pictures counts as a clip.
-        for folder in (clips, tmp_path / place):
-            for path in folder.glob("clip-*"):
-                path.rename(path.with_stem("one" if path.stem == "clip-0" else "two"))
     _, [entry, starts] = written(clips, i2v=True)
     assert (entry["is_i2v"], entry["conditioning_data"]) == (True, ["start-images"])
     assert starts["dataset_type"] == "conditioning"
     assert starts["instance_data_dir"] == str(tmp_path / place)
     assert entry["video"]["clip_selection"] == "start"
+
+
+def make_inner_start_images(folder: Path) -> Path:
+    """Clips without captions and start images in a folder inside, whose names without numbers are no clip."""
+    clips = make_clips(folder / "clips", 2, frames=25)
+    for number, name in enumerate(("one", "two")):
+        (clips / f"clip-{number}.mp4").rename(clips / f"{name}.mp4")
+        (clips / f"clip-{number}.txt").unlink()
+        write_image(clips / "images" / f"{name}.png")
+    return clips
+
+
+def test_start_images_inside_the_folder_are_no_dataset_of_images(tmp_path: Path) -> None:
+    _, [entry, starts] = written(make_inner_start_images(tmp_path), i2v=True)
+    assert (entry["id"], starts["id"]) == ("clips", "start-images")
+
+
+def test_start_images_among_other_images_are_not_taken(tmp_path: Path) -> None:
+    clips = make_inner_start_images(tmp_path)
+    write_image(clips / "still.png")
+    _, [entry, images_entry] = written(clips, i2v=True)
+    assert "conditioning_data" not in entry
+    assert images_entry["dataset_type"] == "image"
 
 
 @pytest.mark.parametrize("counts", [{"clips-images": 1}, {"clips-images": 2, "images": 2}, {}])

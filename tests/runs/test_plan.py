@@ -185,6 +185,16 @@ def test_a_held_out_dataset_with_a_fault_is_not_rendered_from(tmp_path: Path) ->
         assert [problem.dataset for problem in plan.problems] == ["val"]
 
 
+def test_a_held_out_dataset_whose_table_is_missing_is_not_rendered_from(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    val = video_entry(
+        clips, id="val", caption_strategy="csv", caption_table={"path": str(tmp_path / "no.csv")}
+    )
+    plan = plan_of(tmp_path, [video_entry(clips), val], eval_dataset_id="val")
+    assert plan.render_source is None
+    assert [problem.dataset for problem in plan.problems] == ["val"]
+
+
 def test_a_text_embeds_entry_names_the_text_cache_for_renders_too(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 1)
     text = {"id": "text", "dataset_type": "text_embeds", "cache_dir": str(tmp_path / "text")}
@@ -218,6 +228,7 @@ def test_start_images_are_counted_and_those_of_no_clip_named(tmp_path: Path) -> 
 
 def test_what_is_known_of_files_is_shared_and_saved(tmp_path: Path, monkeypatch) -> None:
     clips = make_clips(tmp_path / "clips", 2)
+    shutil.copy(clips / "clip-0.mp4", clips / "clip-1.mp4")
     plan = plan_of(tmp_path, [video_entry(clips)])
     folder = tmp_path / "out" / "cache" / "vae" / "clips"
     assert plan.source_index(folder) is plan.source_index(folder)
@@ -227,4 +238,5 @@ def test_what_is_known_of_files_is_shared_and_saved(tmp_path: Path, monkeypatch)
         raise AssertionError("known from before")
 
     monkeypatch.setattr("longcat_tune.data.examine._examine", examine)
+    monkeypatch.setattr("hashlib.file_digest", examine)
     assert len(plan_of(tmp_path, [video_entry(clips)]).training[0].plan.clips) == 2

@@ -61,9 +61,19 @@ class ValidationSection(Section):
         default=None,
         description="Id of the held-out dataset that renders and evaluation take their samples from.",
     )
-    num_eval_images: int = Field(default=4, ge=1, description="Samples taken from eval_dataset_id.")
-    eval_steps_interval: Annotated[int | None, Later("evaluation comes with the training stage")] = Field(
-        default=None, ge=1, description="Measure the loss on eval_dataset_id every so many steps."
+    num_eval_images: int = Field(
+        default=4,
+        ge=1,
+        description="Clips that renders take from eval_dataset_id, and evaluation from every dataset that is "
+        "held out: the first ones by name.",
+    )
+    eval_steps_interval: int | None = Field(
+        default=None,
+        ge=1,
+        description="Measure the loss on held-out clips (of eval_dataset_id and of datasets of type eval) "
+        "every so many steps; null: whenever a checkpoint is due. It is measured before the first step and "
+        "after the last one, too, always with the same noise, so that runs can be compared. The checkpoint "
+        "with the lowest loss is kept.",
     )
     validation_preview: Annotated[bool, _LATER] = Field(
         default=False, description="Show small frames while a render is being made."

@@ -264,7 +264,7 @@ def _examined(
 
 def _latents_of(clip: str, cached: CachedRun) -> Path:
     """The latents of a clip's first window."""
-    paths = {sample.clip_id: sample.latents_paths for one in cached.training for sample in one.samples}
+    paths = {sample.clip_id: sample.latents_paths for sample in cached.samples}
     if clip not in paths:
         near = difflib.get_close_matches(clip, paths, n=3) or list(paths)[:3]
         raise ConfigError(
@@ -281,7 +281,7 @@ def _latents_of(clip: str, cached: CachedRun) -> Path:
 
 
 def _list_clips(cached: CachedRun) -> None:
-    ids = [sample.clip_id for one in cached.training for sample in one.samples]
+    ids = [sample.clip_id for sample in cached.samples]
     more = [f"... and {len(ids) - LISTED_AT_MOST:,} more"] if len(ids) > LISTED_AT_MOST else []
     lines = ["clips to decode:", *ids[:LISTED_AT_MOST], *more]
     output.print("\n".join(lines), markup=False, highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longcat_tune.config.datasets import DatasetEntry
@@ -58,13 +58,20 @@ class CachedRun:
 
     Attributes:
         training: the datasets trained on.
+        held_out: the clips that the loss is measured on, each with one window and one caption.
         empty_text: features of the empty prompt.
         requests: the renders.
     """
 
     training: tuple[TrainingSet, ...]
+    held_out: tuple[TrainingSet, ...]
     empty_text: Path
     requests: tuple[CachedRequest, ...]
+
+    @property
+    def samples(self) -> tuple[CachedSample, ...]:
+        """All clips, those trained on first."""
+        return tuple(sample for one in (*self.training, *self.held_out) for sample in one.samples)
 
     @property
     def num_clips(self) -> int:
@@ -127,11 +134,13 @@ class CacheJobs:
         Raises:
             DataError: a clip or image can no longer be read.
         """
-        datasets = [dataset for dataset in self.plan.training if dataset.plan.clips]
-        count = sum(len(dataset.plan.clips) for dataset in datasets)
+        datasets = [(dataset, dataset.plan.clips) for dataset in self.plan.training if dataset.plan.clips]
+        held_out = self._held_out()
+        count = sum(len(clips) for _, clips in (*datasets, *held_out))
         with progress("Looking at the content of clips", count, only_long=True) as bar:
             cached = CachedRun(
-                training=tuple(self._training_set(dataset, bar) for dataset in datasets),
+                training=tuple(self._set(dataset.entry, clips, bar) for dataset, clips in datasets),
+                held_out=tuple(self._set(dataset.entry, clips, bar) for dataset, clips in held_out),
                 empty_text=self.text(EMPTY_PROMPT),
                 requests=tuple(self.request(request) for request in requests),
             )
@@ -218,10 +227,21 @@ class CacheJobs:
             job = self._texts[caption] = TextJob(caption, path)
         return job.path
 
-    def _training_set(self, dataset: PlannedDataset, bar: Bar) -> TrainingSet:
-        """One dataset to train on."""
-        entry, samples = dataset.entry, []
-        for clip in dataset.plan.clips:
+    def _held_out(self) -> list[tuple[PlannedDataset, list[PlannedClip]]]:
+        """What the loss is measured on; renders alone need nothing of it."""
+        if not self.plan.training:
+            return []
+        count = self.config.validation.num_eval_images
+        return [
+            (dataset, [_only_first(clip) for clip in dataset.plan.clips[:count]])
+            for dataset in self.plan.held_out
+            if dataset.plan.clips
+        ]
+
+    def _set(self, entry: DatasetEntry, clips: Sequence[PlannedClip], bar: Bar) -> TrainingSet:
+        """Clips of one dataset."""
+        samples = []
+        for clip in clips:
             samples.append(self.sample(entry, clip))
             bar.advance()
         return TrainingSet(
@@ -259,6 +279,12 @@ class CacheJobs:
             self.latents.append(LatentJob(name, source, picks, bucket, crop, source_fps, path))
             paths.append(path)
         return tuple(paths)
+
+
+def _only_first(clip: PlannedClip) -> PlannedClip:
+    """The clip with its first window and its first caption."""
+    record = replace(clip.record, captions=clip.record.captions[:1])
+    return replace(clip, record=record, windows=clip.windows[:1])
 
 
 def _effective_crop(clip: PlannedClip) -> tuple[float, float]:

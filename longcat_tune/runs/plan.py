@@ -15,13 +15,14 @@ from pathlib import Path
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.load import load_datasets
 from longcat_tune.config.run import RunConfig
+from longcat_tune.config.validation import ValidationSection
 from longcat_tune.data.duplicates import duplicates
 from longcat_tune.data.epochs import DatasetBatches, Phase
 from longcat_tune.data.manifest import Manifest
 from longcat_tune.data.planning import DatasetPlan
 from longcat_tune.data.sampler import count_batches
 from longcat_tune.data.sources import SourceIndex
-from longcat_tune.errors import DataError, UserError
+from longcat_tune.errors import ConfigError, DataError, UserError
 from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.start_images import StartImageSet
 from longcat_tune.runs.steps import RunSteps, run_steps
@@ -161,14 +162,14 @@ def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     held_out_id = config.validation.eval_dataset_id
     trained, held_out = [], []
     for entry in entries:
-        if entry.dataset_type in TRAINED_TYPES and entry.id != held_out_id:
-            trained.append(_planned(entry, manifests, surveyor))
-        elif entry.dataset_type == "eval" or entry.id == held_out_id:
+        if surveyor.is_held_out(entry):
             held_out.append(_planned(entry, manifests, surveyor))
+        elif entry.dataset_type in TRAINED_TYPES:
+            trained.append(_planned(entry, manifests, surveyor))
     datasets = (*trained, *held_out)
     start_images = tuple(_start_images(entries, manifests, datasets))
     steps = _steps(trained, config)
-    errors = _errors(trained, held_out, steps)
+    errors = [*_errors(trained, held_out, steps), *_nothing_to_evaluate(held_out, config.validation)]
     copies: tuple[Notice, ...] = ()
     with collected(errors):
         copies = duplicates(
@@ -283,6 +284,17 @@ def _errors(
         "whose folder holds some"
     )
     return [DataError(msg)]
+
+
+def _nothing_to_evaluate(
+    held_out: Sequence[PlannedDataset], validation: ValidationSection
+) -> Iterator[ConfigError]:
+    """An evaluation that is asked for without clips for it."""
+    if validation.eval_steps_interval is not None and not held_out:
+        yield ConfigError(
+            f"eval_steps_interval ({validation.eval_steps_interval}) needs held-out clips; name a dataset in "
+            "eval_dataset_id, or add one of dataset_type eval"
+        )
 
 
 def _never_used(trained: Sequence[PlannedDataset], max_steps: int | None) -> Iterator[Notice]:

@@ -96,14 +96,14 @@ def resume(
         logger.info("%s was %s until this checkpoint and is now %s", key, then[key], now[key])
     logger.info("Resuming from %s", folder)
     if EPOCH_ORDER not in changed:
-        return LoopState(saved.step, saved.epoch, saved.cursor)
+        return LoopState(saved.step, saved.epoch, saved.cursor, saved.best)
     cursor = cursor_at(saved.step)
     logger.info(
         "The clips or their order changed since: going on with step %d of the new order, in epoch %d",
         saved.step + 1,
         cursor[0],
     )
-    return LoopState(saved.step, cursor[0], cursor)
+    return LoopState(saved.step, cursor[0], cursor, saved.best)
 
 
 def _order_hash(section: TrainingSection, training: Sequence[TrainingSet]) -> str:

@@ -18,6 +18,10 @@ from longcat_tune.errors import UserError
 from longcat_tune.runs.problems import reason_and_remedy
 from longcat_tune.types import Refusal
 
+HELD_OUT_SEED = 0
+"""Of windows and crops that are drawn for held-out clips, whatever the run's seed: their losses and renders
+can be compared between runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceIndexes:
@@ -59,7 +63,7 @@ class Surveyor:
                 entry,
                 index=self.index_of(entry.id),
                 backend=data.video_backend,
-                seed=self.config.training.seed,
+                seed=self._seed(entry),
                 framerate=data.framerate,
             )
         except UserError as error:
@@ -79,15 +83,22 @@ class Surveyor:
             entry,
             manifest,
             framerate=self.config.data.framerate,
-            seed=self.config.training.seed,
+            seed=self._seed(entry),
             conditioning=() if known else partners,
         )
+
+    def is_held_out(self, entry: DatasetEntry) -> bool:
+        """Whether a dataset of clips is kept from training."""
+        return entry.dataset_type == "eval" or entry.id == self.config.validation.eval_dataset_id
 
     def index_of(self, dataset_id: str) -> SourceIndex:
         """What is remembered of the dataset's files."""
         folder = self.entries[dataset_id].cache_dir_vae
         assert folder is not None  # the loader fills it in
         return self.indexes.of(folder)
+
+    def _seed(self, entry: DatasetEntry) -> int:
+        return HELD_OUT_SEED if self.is_held_out(entry) else self.config.training.seed
 
 
 def _fault(entry: DatasetEntry, error: UserError) -> Refusal:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -39,6 +41,7 @@ from longcat_tune.runs.build import (
 )
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.cache_jobs import CachedRun
+from longcat_tune.runs.evaluate import evaluate_every, evaluation_lines, held_out
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
@@ -47,7 +50,7 @@ from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_li
 from longcat_tune.runs.resume import checkpoint_to_resume, fingerprint, resume
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import LoopParts, run_loop
-from longcat_tune.training.metrics import EventLog, StepMetrics
+from longcat_tune.training.metrics import EventLog, EventName, StepMetrics
 from longcat_tune.training.optimizers import build_schedule
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         *dataset_lines(report),
         *step_lines(report),
         *render_lines(requests, framerate=config.data.framerate),
+        *evaluation_lines(plan, config),
         *notice_lines(report),
     ):
         logger.info("%s", line)
@@ -180,8 +184,9 @@ def _train(
             parts,
             groups,
             settings=_loop_settings(config, plan.max_steps, renders=bool(cached.requests)),
-            hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step),
+            hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step, callbacks.on_event),
             start=start,
+            held_out=held_out(cached, config.flow, parts.processes),
         )
 
 
@@ -219,6 +224,7 @@ def _loop_settings(config: RunConfig, max_steps: int, *, renders: bool) -> LoopS
         validate_every=(validation.validation_step_interval or None) if renders else None,
         validate_every_epochs=validation.validation_epoch_interval if renders else None,
         validate_first=validation.validation_on_startup and renders,
+        evaluate_every=evaluate_every(config),
     )
 
 
@@ -241,7 +247,7 @@ class _Callbacks:
         lora = self._lora(state.step)
         folder = save_checkpoint(
             output.output_dir,
-            RunState(state.step, state.epoch, state.cursor, self.fingerprint),
+            RunState(state.step, state.epoch, state.cursor, self.fingerprint, state.best),
             self.parts.optimizer,
             write_files=lambda part: write_lora(part / LORA_FILE, lora),
             total_limit=output.checkpoints_total_limit,
@@ -268,6 +274,10 @@ class _Callbacks:
             f"loss {metrics.loss:.4f}  lr {metrics.learning_rate:.1e}  {metrics.seconds:.2f} s/step  "
             f"{metrics.memory_gib:.1f} GiB"
         )
+
+    def on_event(self, name: EventName, fields: Mapping[str, Any]) -> None:
+        """Log what else happens."""
+        self.events.write(name, **fields)
 
     def _lora(self, step: int) -> LoraWeights:
         lora, model_keys, model = self.config.lora, self.config.model, self.renderer.model

@@ -212,7 +212,6 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
             "int8-quanto",
             "quantized weights come with the memory stage; remove it or set bf16",
         ),
-        ("eval_steps_interval", 50, "evaluation comes with the training stage; remove it or set null"),
     ],
 )
 def test_what_is_not_built_yet_is_refused(tmp_path, key, value, message):

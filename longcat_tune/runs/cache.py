@@ -34,8 +34,8 @@ from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
 from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
-from longcat_tune.runs.plan import RunPlan, make_plan
-from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.plan import RunPlan
+from longcat_tune.runs.preflight import preflight
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.training.trouble import explained_out_of_memory
 from longcat_tune.types import TextFeatures
@@ -49,11 +49,10 @@ def cache_latents(config: RunConfig, *, config_dir: Path) -> None:
     Raises:
         UserError: a clip, caption or folder is unusable.
     """
-    plan = make_plan(config, config_dir=config_dir)
-    plan.require_sound()
-    requests = plan_requests(config.validation, plan.render_source)
-    checkpoint = find_checkpoint(config.model)
-    cached = fill_caches(config, plan, checkpoint, requests, device=pick_device())
+    flight = preflight(config, config_dir=config_dir, trains=False)
+    flight.require_sound()
+    checkpoint = flight.checkpoint or find_checkpoint(config.model)
+    cached = fill_caches(config, flight.plan, checkpoint, flight.requests, device=pick_device())
     logger.info("The caches hold all %d clips", cached.num_clips)
 
 

@@ -129,7 +129,7 @@ def fuse_rows(shares: Sequence[LoraUpdate | None]) -> LoraUpdate:
         ups = [share.up if share is not None else torch.zeros_like(first.up) for share in shares]
         return LoraUpdate(first.down, torch.cat(ups), first.scale)
     # One scale for all: the others' is put into their matrices.
-    scale = first.scale if all(share.scale == first.scale for share in given) else 1.0
+    scale = first.scale or 1.0
     blocks = [
         first.up.new_zeros(rows, 0) if share is None else _rescaled(share, scale).up for share in shares
     ]

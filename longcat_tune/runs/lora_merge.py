@@ -136,7 +136,7 @@ def _merged(
     for name in layouts:
         tensor = file.get_tensor(name)
         module = name.removesuffix(".weight")
-        own = [one for one in adapters if module != name and module in one.lora.alphas]
+        own = [one for one in adapters if module in one.lora.alphas]
         if own and tensor.dtype not in MERGED_DTYPES:
             msg = f"{name} is {tensor.dtype}, into which nothing can be merged; merge into the bf16 weights"
             raise CheckpointError(msg)

@@ -26,7 +26,7 @@ RANKS = {name: 2 + number % 3 for number, name in enumerate(SIZES)}
 
 
 def lora(ranks: dict[str, int] = RANKS, *, alpha: float = 3.0, dora: bool = False) -> LoraWeights:
-    """Adapters of several ranks on every layer."""
+    """Adapters of several ranks and scales on every layer."""
     generator = Generator().manual_seed(0)
     weights = {}
     for name, rank in ranks.items():
@@ -35,7 +35,8 @@ def lora(ranks: dict[str, int] = RANKS, *, alpha: float = 3.0, dora: bool = Fals
         weights[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator)
         if dora:
             weights[f"{name}.lora_magnitude_vector"] = torch.rand(outputs, generator=generator)
-    return LoraWeights(weights, dict.fromkeys(ranks, alpha), {"base_model": "tiny", "step": "7"})
+    alphas = {name: alpha + number % 2 for number, name in enumerate(ranks)}
+    return LoraWeights(weights, alphas, {"base_model": "tiny", "step": "7"})
 
 
 def dense(one: LoraWeights) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from longcat_tune.config.validation import ValidationSection
@@ -57,7 +58,9 @@ def command_requests(
 
 def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
     subjects = []
-    for clip in held_out.clips[:count]:
+    # Of a file that is cut into several clips the first stands for all.
+    firsts = (clip for clip in held_out.clips if clip.number in {None, 1})
+    for clip in islice(firsts, count):
         record, name = clip.record, Path(clip.record.name).stem
         if not takes_start_images(clip.tasks):
             subjects.append(Subject(name, record.captions[0]))

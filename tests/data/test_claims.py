@@ -183,6 +183,26 @@ def test_a_failure_gives_the_claims_back_and_closes_the_maker(tmp_path):
         assert told(other) == "True"
 
 
+def test_an_interruption_between_two_files_closes_the_maker_at_once(tmp_path):
+    closed = []
+
+    def make(claimed: Iterable[File]) -> Iterator[File]:
+        try:
+            for job in claimed:
+                write(job)
+                yield job
+        finally:
+            closed.append(True)
+
+    def interrupt(_: File) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        make_once(files(tmp_path, "ab"), is_there=lambda _: False, make=make, on_done=interrupt)
+    # What was caught still holds on to the maker.
+    assert (closed, caught.type) == ([True], KeyboardInterrupt)
+
+
 def test_a_file_finished_between_the_look_and_the_claim_is_not_made_again(tmp_path, monkeypatch):
     take = Claims.take
 

@@ -31,6 +31,7 @@ from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs.cache import cache_latents
 from tests.builders import make_clips, make_run, video_entry
+from tests.media_builders import write_clip
 
 CLIPS = ["clips/clip-0.mp4", "clips/clip-1.mp4", "clips/clip-2.mp4"]
 STILLS = ["stills/a.png", "stills/b.png"]
@@ -335,6 +336,45 @@ def test_two_processes_share_one_cache_and_encode_every_item_once(tmp_path):
     assert digests(shared) == digests(alone)
     assert sorted(one + other) == sorted(path.name for path in cached_files(alone))
     assert min(len(one), len(other)) > 5, (len(one), len(other))
+
+
+PEAKS = """
+import resource, sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from longcat_tune.data import cache
+from longcat_tune.data.transforms import load_chunks
+from longcat_tune.types import Bucket, FramePicks
+
+cache.decode_ahead = partial(cache.decode_ahead, max_bytes=12 << 20)
+for num_frames in (93, 933):
+    bucket = Bucket(256, 256, num_frames)
+    job = cache.LatentJob(
+        "clip", Path(sys.argv[1]), FramePicks(0, num_frames, 30.0), bucket, (0.5, 0.5), None,
+        Path(sys.argv[2]) / f"{num_frames}.latents.safetensors",
+    )
+    cache.fill_latents(
+        [job],
+        load_chunks=lambda job: load_chunks(job.source, job.picks.times, job.bucket),
+        encode=lambda chunks: torch.tensor([chunk.float().mean().item() for chunk in chunks]),
+        on_done=lambda job: None,
+        least_bytes=lambda job: 1,
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+"""Decodes 93 and then 933 frames of a clip into the cache, and prints the greatest memory so far, in KB."""
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path):
+    clip = write_clip(tmp_path / "long.mp4", frames=933)
+    words = [sys.executable, "-c", PEAKS, str(clip), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    # As bytes the long clip is 183 MB, as numbers 734 MB; the queue of a clip holds 4 MB here.
+    assert long - short < 20_000, f"{short} KB for 93 frames, {long} KB for 933"
 
 
 @pytest.mark.slow

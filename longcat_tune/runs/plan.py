@@ -25,7 +25,7 @@ from longcat_tune.data.sources import SourceIndex
 from longcat_tune.errors import ConfigError, DataError, UserError
 from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.start_images import StartImageSet
-from longcat_tune.runs.steps import RunSteps, run_steps
+from longcat_tune.runs.steps import RunSteps, launched_processes, run_steps
 from longcat_tune.runs.survey import SourceIndexes, Surveyor
 from longcat_tune.types import Bucket, Notice, PlannedClip, Refusal
 
@@ -265,7 +265,7 @@ def _steps(trained: Sequence[PlannedDataset], config: RunConfig) -> RunSteps:
         )
         for dataset in trained
     ]
-    return run_steps(counted, config.training)
+    return run_steps(counted, config.training, processes=launched_processes())
 
 
 def _errors(

@@ -18,6 +18,7 @@ from longcat_tune.data.sampler import count_batches
 from longcat_tune.data.tasks import given_frames
 from longcat_tune.runs.build import CheckpointFolders
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
+from longcat_tune.runs.steps import launched_processes
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Task
 
@@ -114,7 +115,8 @@ def _bucket_rows(
     rows = []
     for bucket, uses in sorted(dataset.bucket_uses.items()):
         batches = count_batches([uses], training.train_batch_size)
-        steps = dataset.entry.probability * batches / training.gradient_accumulation_steps
+        at_once = training.gradient_accumulation_steps * launched_processes()
+        steps = dataset.entry.probability * batches / at_once
         rows.append(
             {
                 "bucket": bucket.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,18 +27,24 @@ class RunSteps:
     errors: tuple[UserError, ...]
 
 
-def run_steps(datasets: Sequence[DatasetBatches], training: TrainingSection) -> RunSteps:
+def launched_processes() -> int:
+    """How many processes a launcher started to train as one; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_steps(datasets: Sequence[DatasetBatches], training: TrainingSection, *, processes: int) -> RunSteps:
     """Count the steps of a run.
 
     Args:
         datasets: those trained on, in the plan's order.
         training: the section; max_train_steps wins over num_train_epochs.
+        processes: that share the batches.
     """
     errors: list[UserError] = []
     phases: tuple[Phase, ...] = ()
     max_steps = training.max_train_steps
     with collected(errors):
-        epochs = EpochPlan(datasets, training.gradient_accumulation_steps)
+        epochs = EpochPlan(datasets, training.gradient_accumulation_steps, processes)
         phases = epochs.phases
         if max_steps is not None:
             epochs.require_steps(max_steps)

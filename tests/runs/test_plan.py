@@ -43,6 +43,14 @@ def test_steps_per_epoch(tmp_path: Path, batch: int, accumulation: int, repeats:
     assert plan.max_steps == 2 * plan.steps_per_epoch
 
 
+def test_processes_that_a_launcher_started_share_the_batches(tmp_path: Path, monkeypatch) -> None:
+    clips = make_clips(tmp_path / "clips", 5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    report = report_of(tmp_path, [video_entry(clips)], max_train_steps=None, num_train_epochs=2)
+    assert (report["steps_per_epoch"], report["max_steps"]) == (3, 6)
+    assert report["datasets"][0]["buckets"][0]["steps_per_epoch"] == [2.5]
+
+
 def test_datasets_that_come_and_go_make_phases(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 4)
     datasets = [video_entry(clips, end_step=8), video_entry(clips, id="late", start_step=5, probability=0.5)]

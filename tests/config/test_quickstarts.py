@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
-from longcat_tune.cli import CONFIG_COMMANDS, LATER_COMMANDS
+from longcat_tune.cli import build_app
 from longcat_tune.config.foreign import CONFIG_KEYS
 from longcat_tune.config.load import load_datasets, load_run_config
 from longcat_tune.config.run import keys
@@ -68,7 +69,7 @@ def test_every_printed_command_exists():
         word for text in texts() for word in re.findall(r"^simpletuner ([\w-]+)", text, flags=re.MULTILINE)
     }
     assert commands == {"server", "train"}
-    assert commands <= CONFIG_COMMANDS.keys() | LATER_COMMANDS.keys()
+    assert commands <= typer.main.get_command(build_app([])).commands.keys()
 
 
 def test_every_printed_option_is_known():

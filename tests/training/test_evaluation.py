@@ -75,13 +75,22 @@ def test_the_same_weights_give_the_same_losses_whatever_was_drawn_before() -> No
     assert losses_of(model, *CLIPS) == first
 
 
-def test_no_random_state_is_touched_and_no_gradient_left() -> None:
+def test_no_random_state_is_touched() -> None:
     model = ToyModel()
     torch.manual_seed(3)
     before = torch.get_rng_state()
     losses_of(model, *CLIPS)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_nothing_is_kept_for_gradients_and_nothing_dropped() -> None:
+    class Watching(ToyModel):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            assert not torch.is_grad_enabled()
+            assert not self.training
+            return super().forward(*args, **kwargs)
+
+    assert len(losses_of(Watching(), *CLIPS)) == 3
 
 
 def test_a_clip_s_losses_do_not_depend_on_the_others() -> None:

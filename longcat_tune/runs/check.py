@@ -34,15 +34,15 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
         flight = preflight(config, config_dir=config_dir, trains=True)
     except ConfigError as error:
         if as_json:
-            _show_json({"problems": [problem.as_json() for problem in config_problems(error)]})
+            problems = [problem.as_json() for problem in config_problems(error)]
+            _show_json({"datasets": [], "notices": [], "problems": problems})
         raise
     report = plan_report(flight.plan, flight.requests, flight.checkpoint, config.training)
-    problems = flight.problems
     if as_json:
-        _show_json(report | {"problems": [problem.as_json() for problem in problems]})
+        _show_json(report | {"problems": [problem.as_json() for problem in flight.problems]})
     else:
         _show(flight, report, framerate=config.data.framerate)
-    raise_problems(problems, told=True)
+    raise_problems(flight.problems, told=True)
     if not as_json:
         output.print("No problems.")
 

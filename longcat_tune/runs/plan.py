@@ -6,7 +6,6 @@ planned, refused with a reason, or left out on demand.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -118,19 +117,11 @@ class RunPlan:
         """What is remembered of the source files of a cache folder; one for all who ask."""
         return self.indexes.of(folder)
 
-    def training_clips(self) -> Iterator[tuple[DatasetEntry, PlannedClip]]:
-        """Every clip trained on, in a fixed order."""
-        for dataset in self.training:
-            for clip in dataset.plan.clips:
-                yield dataset.entry, clip
-
     def conditioning_entry(self, image: Path) -> DatasetEntry | None:
         """The entry whose folder holds this start image."""
-        # As text, because a run asks once for every clip.
-        name = str(image)
-        for entry in self.conditioning:
-            if name.startswith(f"{entry.instance_data_dir}{os.sep}"):
-                return entry
+        for images in self.start_images:
+            if image.is_relative_to(images.entry.instance_data_dir):
+                return images.entry
         return None
 
     def require_sound(self) -> None:

@@ -26,7 +26,7 @@ from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.start_images import StartImageSet
 from longcat_tune.runs.steps import RunSteps, launched_processes, run_steps
 from longcat_tune.runs.survey import SourceIndexes, Surveyor
-from longcat_tune.types import Bucket, Notice, PlannedClip, Refusal
+from longcat_tune.types import Bucket, Notice, Refusal
 
 TRAINED_TYPES = ("video", "image")
 

@@ -5,6 +5,7 @@ Imports nothing heavy: each command imports its run when it is invoked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -171,7 +172,9 @@ def lora_inspect(
 def lora_convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="LoRA file of any known format.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write; must not exist.")],
-    form: Annotated[Literal["peft", "official", "comfyui"], typer.Option("--to", help="Format to write.")],
+    form: Annotated[
+        Literal["peft", "official", "comfyui", "diffsynth"], typer.Option("--to", help="Format to write.")
+    ],
     pad_to: Annotated[
         int | None,
         typer.Option(help="official: zero-pad to this rank; 128 is what Meituan's loader takes by default."),
@@ -235,7 +238,8 @@ GROUPS = {
 def _set_up_log(*, verbose: bool) -> None:
     from longcat_tune import log
 
-    log.set_up(verbose=verbose)
+    # Launchers of several processes number them so; they all plan alike, and one tells of it.
+    log.set_up(verbose=verbose, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _load(

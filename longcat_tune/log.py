@@ -52,11 +52,12 @@ NOISY_LIBRARIES = (
 )
 
 
-def set_up(*, verbose: bool = False) -> None:
+def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send our records to the console, and other libraries' only from warnings up.
 
     Args:
         verbose: show debug records and Python warnings too.
+        quiet: show nothing, as in all but the first process of a run; its error still ends it.
     """
     handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -65,6 +66,7 @@ def set_up(*, verbose: bool = False) -> None:
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in NOISY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    console.quiet = quiet
     if not verbose:
         warnings.simplefilter("ignore")
 

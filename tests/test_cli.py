@@ -36,7 +36,7 @@ RUNS = {
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    monkeypatch.setattr("longcat_tune.log.set_up", lambda *, verbose: None)
+    monkeypatch.setattr("longcat_tune.log.set_up", lambda **_: None)
 
 
 def record(monkeypatch, command: str, *, error: BaseException | None = None) -> list[tuple]:
@@ -238,10 +238,12 @@ def test_help_reads_nothing_heavy(words):
     assert python(code.replace("sys.argv[1:]", repr(words))).splitlines()[-1] == "set()"
 
 
-def test_verbose_reaches_the_log(monkeypatch):
+def test_verbose_reaches_the_log_and_only_the_first_process_of_several_tells(monkeypatch):
     record(monkeypatch, "check")
-    seen: list[bool] = []
-    monkeypatch.setattr("longcat_tune.log.set_up", lambda *, verbose: seen.append(verbose))
+    seen: list[tuple[bool, bool]] = []
+    monkeypatch.setattr("longcat_tune.log.set_up", lambda *, verbose, quiet: seen.append((verbose, quiet)))
     main(["check", "--verbose"])
     main(["check"])
-    assert seen == [True, False]
+    monkeypatch.setenv("RANK", "1")
+    main(["check"])
+    assert seen == [(True, False), (False, False), (False, True)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from longcat_tune.config.schema import Section
+from longcat_tune.config.schema import MayChange, Section
 from longcat_tune.config.values import synonyms
 
 ResolutionType = Literal["pixel", "pixel_area", "area"]
@@ -32,7 +32,7 @@ def keep_bucket_grid(value: object) -> int:
 class DataSection(Section):
     """What all datasets share."""
 
-    data_backend_config: Path | None = Field(
+    data_backend_config: Annotated[Path | None, MayChange()] = Field(
         default=None,
         description="The file that lists the datasets (multidatabackend.json), relative to this file or to "
         "the working folder; needed to train and to cache.",
@@ -66,7 +66,7 @@ class DataSection(Section):
         le=1,
         description="Share of clips trained on the empty prompt, which guidance needs.",
     )
-    video_backend: Literal["auto", "pyav", "decord"] = Field(
+    video_backend: Annotated[Literal["auto", "pyav", "decord"], MayChange()] = Field(
         default="auto",
         description="Reader of video files. auto takes pyav, exact by presentation time; decord is refused "
         "on files where it is known to return wrong frames, and is not faster.",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from longcat_tune.config.schema import Section
+from longcat_tune.config.schema import MayChange, Section
 from longcat_tune.config.values import as_list, synonyms
 
 LoraTargetName = Literal["attention", "attention+ffn", "all-linear"]
@@ -102,7 +102,7 @@ class LoraSection(Section):
         description="Weight-decomposed adapters: the length of every weight row is trained apart. Slower, "
         "and only the format peft can hold them.",
     )
-    init_lora: Path | None = Field(
+    init_lora: Annotated[Path | None, MayChange()] = Field(
         default=None,
         description="LoRA file of any format to start from. Ranks and scale stay this config's; its ranks "
         "must not be larger. Ignored when a run goes on from a checkpoint.",
@@ -111,6 +111,7 @@ class LoraSection(Section):
         tuple[Annotated[LoraFormat, synonyms({"diffusers": "peft"}, log=True)], ...],
         BeforeValidator(as_list),
         AfterValidator(_once),
+        MayChange(),
     ] = Field(
         default=("peft",),
         min_length=1,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longcat_tune.config.schema import Instead, Later, Section
+from longcat_tune.config.schema import Instead, Later, MayChange, Section
 from longcat_tune.config.values import synonyms
 
 QuantizedPrecision = Literal["int8-quanto", "int4-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao"]
@@ -76,7 +76,10 @@ class ModelSection(Section):
         default="bf16", description="Precision of the training computation; no: float32, slow."
     )
     quantize_via: Annotated[
-        Literal["cpu", "accelerator"], Later("it comes with quantized weights"), Instead({"pipeline": "cpu"})
+        Literal["cpu", "accelerator"],
+        MayChange(),
+        Later("it comes with quantized weights"),
+        Instead({"pipeline": "cpu"}),
     ] = Field(default="cpu", description="Where weights are quantized.")
     text_encoder: Literal["auto", "umt5", "qwen2_5_vl"] = Field(
         default="auto",
@@ -90,6 +93,7 @@ class ModelSection(Section):
     )
     attention_implementation: Annotated[
         Literal["auto", "block_sparse", "sdpa", "flash", "flash3", "xformers", "sage", "math"],
+        MayChange(),
         synonyms(
             {
                 "diffusers": "sdpa",

@@ -15,12 +15,15 @@ from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.memory import MemorySection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.output import OutputSection
-from longcat_tune.config.schema import Section
+from longcat_tune.config.schema import MayChange, Section
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.config.validation import ValidationSection
 from longcat_tune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+AROUND_THE_LEARNING = ("memory", "validation", "output")
+"""Sections of which a resumed run may have other values and still be the same run."""
 
 
 class RunConfig(Section):
@@ -57,6 +60,17 @@ def keys() -> dict[str, Key]:
         for section, model in sections().items()
         for key, field in model.model_fields.items()
     }
+
+
+@cache
+def keys_of_meaning() -> frozenset[str]:
+    """Keys that decide what is learned; a resumed run should have the values that it was begun with."""
+    return frozenset(
+        key
+        for key, (section, field) in keys().items()
+        if section not in AROUND_THE_LEARNING
+        and not any(isinstance(mark, MayChange) for mark in field.metadata)
+    )
 
 
 @cache

@@ -52,5 +52,10 @@ class Instead:
 
 
 @dataclass(frozen=True, slots=True)
+class MayChange:
+    """Marks a field that a resumed run may have another value of and still be the same run."""
+
+
+@dataclass(frozen=True, slots=True)
 class FromRun:
     """Marks a dataset field that takes the run's value of the same name when the entry does not set it."""

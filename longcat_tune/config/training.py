@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from longcat_tune.config.schema import Instead, Later, Section
+from longcat_tune.config.schema import Instead, Later, MayChange, Section
 from longcat_tune.config.values import synonyms, zero_is_none
 
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
@@ -45,12 +45,12 @@ class TrainingSection(Section):
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="Forward passes whose gradients make one optimizer step."
     )
-    max_train_steps: Annotated[int | None, BeforeValidator(zero_is_none)] = Field(
+    max_train_steps: Annotated[int | None, BeforeValidator(zero_is_none), MayChange()] = Field(
         default=None,
         ge=1,
         description="Optimizer steps to train; wins over num_train_epochs. Give one of the two.",
     )
-    num_train_epochs: Annotated[int | None, BeforeValidator(zero_is_none)] = Field(
+    num_train_epochs: Annotated[int | None, BeforeValidator(zero_is_none), MayChange()] = Field(
         default=None, ge=1, description="Passes over all clips."
     )
     learning_rate: float = Field(
@@ -126,14 +126,14 @@ class TrainingSection(Section):
     grad_clip_method: Literal["norm", "value"] = Field(
         default="norm", description="norm: the whole gradient is scaled down; value: each element is cut."
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Annotated[bool, MayChange()] = Field(
         default=True, description="Recompute activations in the backward pass instead of keeping them."
     )
-    gradient_checkpointing_interval: int = Field(
+    gradient_checkpointing_interval: Annotated[int, MayChange()] = Field(
         default=1, ge=1, description="Recompute every n-th block only; 1 takes least memory."
     )
-    gradient_checkpointing_offload: Annotated[bool, Later("it comes with the memory stage")] = Field(
-        default=False, description="Keep the inputs of recomputed blocks in host memory."
+    gradient_checkpointing_offload: Annotated[bool, MayChange(), Later("it comes with the memory stage")] = (
+        Field(default=False, description="Keep the inputs of recomputed blocks in host memory.")
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of everything that is drawn.")
     use_ema: bool = Field(
@@ -146,17 +146,23 @@ class TrainingSection(Section):
         lt=1,
         description="Decay of the average per step; lower during the first steps: (1 + n) / (10 + n).",
     )
-    ema_validation: Literal["none", "ema_only", "comparison"] = Field(
+    ema_validation: Annotated[Literal["none", "ema_only", "comparison"], MayChange()] = Field(
         default="none", description="Render without the average, with it only, or both."
     )
     resume_from_checkpoint: Annotated[
         str | None,
         BeforeValidator(resume_choice),
         PlainSerializer(lambda value: value or "none", when_used="json"),
+        MayChange(),
     ] = Field(
         default="latest",
         description="latest: the newest complete checkpoint of output_dir, if any; a folder; none: start "
         "afresh.",
+    )
+    accept_changes: Annotated[bool, MayChange()] = Field(
+        default=False,
+        description="Go on from a checkpoint although keys that decide what is learned, or the clips, have "
+        "changed since; the differences are shown in any case.",
     )
 
     @property

@@ -156,6 +156,21 @@ class BucketSampler:
             order.tasks[number],
         )
 
+    def largest(self) -> BatchPlan:
+        """The batch that needs most memory: most video tokens together."""
+        full = [
+            (one, bucket[: self.batch_size])
+            for one, buckets in zip(self.sets, self._buckets, strict=True)
+            for bucket in buckets
+        ]
+        one, samples = max(full, key=lambda batch: batch[1][0].bucket.num_tokens * len(batch[1]))
+        return BatchPlan(
+            tuple(samples),
+            tuple(sample.latents_paths[0] for sample in samples),
+            tuple(sample.text_paths[0] for sample in samples),
+            one.tasks[0].num_cond_latents,
+        )
+
     def _batches(self, number: int) -> DatasetBatches:
         one = self.sets[number]
         uses = (len(bucket) * one.uses_per_epoch for bucket in self._buckets[number])

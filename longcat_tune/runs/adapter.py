@@ -12,8 +12,6 @@ from longcat_tune.checkpoint.lora_file import LoraWeights, read_lora
 from longcat_tune.checkpoint.lora_writer import require_representable
 from longcat_tune.config.lora import LoraSection
 from longcat_tune.errors import CheckpointError, ConfigError
-from longcat_tune.model.lora import add_lora, add_magnitudes, magnitudes_in
-from longcat_tune.model.lora_start import require_start, start_lora_as
 from longcat_tune.model.lora_targets import lora_alphas_of, lora_ranks, lora_target_modules
 
 logger = logging.getLogger(__name__)
@@ -71,6 +69,10 @@ def build_adapter(model: nn.Module, plan: AdapterPlan, *, seed: int, autocast: b
         seed: its fresh matrices follow from it.
         autocast: whether the model will run under torch.autocast.
     """
+    # Imported here: peft takes seconds, and `check` only asks whether the adapter can be.
+    from longcat_tune.model.lora import add_lora, add_magnitudes, magnitudes_in
+    from longcat_tune.model.lora_start import start_lora_as
+
     add_lora(
         model,
         targets=list(plan.ranks),
@@ -90,6 +92,8 @@ def _start(
     lora: LoraSection, given: Path, model: nn.Module, ranks: dict[str, int], config_dir: Path
 ) -> LoraWeights:
     """Read init_lora, and say its name before whatever is wrong with it."""
+    from longcat_tune.model.lora_start import require_start
+
     path = next((path for path in (config_dir / given, given) if path.exists()), given)
     try:
         start = read_lora(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
-from longcat_tune.errors import NotAvailableYetError
 from longcat_tune.flow.density import DensityKind, SigmaDensity
 from longcat_tune.model.attention import ATTENTION_FUNCTIONS
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.lora_targets import lora_target_modules
 from longcat_tune.model.weights import (
     TRANSFORMER,
     empty_transformer,
@@ -30,6 +27,7 @@ from longcat_tune.model.weights import (
     resolve_checkpoint,
     shard_paths,
 )
+from longcat_tune.runs.adapter import AdapterPlan, plan_adapter
 from longcat_tune.training import optimizers, schedules
 from longcat_tune.training.interfaces import SameWeights, Weights
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
@@ -54,21 +52,6 @@ class CheckpointFolders:
     transformer: Path
     vae: Path
     text_encoder: Path
-
-
-def require_one_process() -> None:
-    """Stop the copies that a launcher started: each would train alone, and all write to one output_dir.
-
-    Raises:
-        NotAvailableYetError: torchrun or accelerate launch started several processes.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        msg = (
-            f"WORLD_SIZE ({processes}): not available yet: training in several processes; start longcat-tune "
-            "itself, without torchrun or accelerate launch"
-        )
-        raise NotAvailableYetError(msg)
 
 
 def pick_device() -> torch.device:
@@ -133,19 +116,20 @@ def build_transformer(model: ModelSection, folder: Path, *, device: torch.device
         )
 
 
-def require_transformer(lora: LoraSection, folder: Path) -> None:
-    """Refuse an incomplete transformer and targets that name nothing in it, before hours of encoding.
+def require_transformer(lora: LoraSection, folder: Path, *, config_dir: Path) -> AdapterPlan:
+    """Refuse an incomplete transformer and an adapter that does not fit it, before hours of encoding.
 
     Args:
         lora: the section.
         folder: the transformer's.
+        config_dir: as for `plan_adapter`.
 
     Raises:
-        ConfigError: a target matches no layer.
-        CheckpointError: the folder holds no transformer of this kind, or lacks a shard.
+        ConfigError: as `plan_adapter`.
+        CheckpointError: the folder holds no transformer of this kind, or lacks a shard; or as `plan_adapter`.
     """
-    lora_target_modules(empty_transformer(folder), lora.lora_target)
     shard_paths(folder)
+    return plan_adapter(lora, empty_transformer(folder), config_dir=config_dir)
 
 
 def uses_autocast(model: ModelSection) -> bool:
@@ -217,11 +201,6 @@ def build_schedule(
         power=training.lr_power,
     )
     return schedules.apply_schedule(schedule, optimizer, completed_steps=completed_steps)
-
-
-def schedule_name(training: TrainingSection) -> schedules.ScheduleName:
-    """The schedule's name."""
-    return training.lr_scheduler
 
 
 def sigma_density(flow: FlowSection) -> SigmaDensity:

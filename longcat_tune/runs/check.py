@@ -9,6 +9,7 @@ from typing import Any
 from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import ConfigError
 from longcat_tune.log import output
+from longcat_tune.runs.evaluate import evaluation_lines
 from longcat_tune.runs.preflight import Preflight, preflight
 from longcat_tune.runs.problems import config_problems, counted, problem_lines, raise_problems
 from longcat_tune.runs.report import plan_report
@@ -57,6 +58,7 @@ def _show(flight: Preflight, report: dict[str, Any], *, framerate: float) -> Non
         *dataset_lines(report),
         *step_lines(report),
         *render_lines(flight.requests, framerate=framerate),
+        *evaluation_lines(flight.plan, config),
         *notice_lines(report),
     ]
     if flight.problems:

@@ -12,12 +12,19 @@ from pathlib import Path
 
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.errors import CheckpointError, UserError
-from longcat_tune.runs.build import CheckpointFolders, find_local_checkpoint, require_transformer
+from longcat_tune.runs.build import (
+    CheckpointFolders,
+    find_local_checkpoint,
+    require_transformer,
+    sigma_density,
+)
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.runs.resume import checkpoint_to_resume
 from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.training.optimizers import require_optimizer
+from longcat_tune.training.trackers import require_tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +84,15 @@ def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight
             require_training_length(config)
         with collected(errors):
             checkpoint_to_resume(config)
+        with collected(errors):
+            require_optimizer(config.training.optimizer)
+        with collected(errors):
+            require_tracker(config.output.report_to)
+        with collected(errors):
+            sigma_density(config.flow)
         if checkpoint is not None:
             with collected(errors):
-                require_transformer(config.lora, checkpoint.transformer)
+                require_transformer(config.lora, checkpoint.transformer, config_dir=config_dir)
     return Preflight(plan, requests, checkpoint, tuple(errors))
 
 

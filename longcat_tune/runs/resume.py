@@ -6,24 +6,50 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
 
 from longcat_tune.checkpoint.lora_file import read_lora
 from longcat_tune.checkpoint.run_state import find_checkpoint, has_checkpoints, load_checkpoint, read_state
-from longcat_tune.config.run import RunConfig
+from longcat_tune.config.run import RunConfig, keys_of_meaning
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.training.ema import Ema
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.types import TrainingSet
 
 logger = logging.getLogger(__name__)
 
 EPOCH_ORDER = "epoch_order"
-SHAPES_OF_ADAPTER = ("lora_rank", "lora_target")
+PROCESSES = "processes"
+ACCEPT = (
+    "set them back, choose another output_dir for another run, or add --accept_changes to go on with this one"
+)
+SHAPES_OF_STATE = (
+    "lora_rank",
+    "lora_rank_pattern",
+    "lora_target",
+    "use_dora",
+    "optimizer",
+    "lora_plus_ratio",
+)
+"""Keys with another value of which a checkpoint's weights or optimizer state do not fit at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a run begins.
+
+    Attributes:
+        state: how far it has come.
+        tracker_run_id: what a tracker knows it by.
+    """
+
+    state: LoopState = field(default_factory=LoopState)
+    tracker_run_id: str | None = None
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path | None:
@@ -34,7 +60,8 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
 
     Raises:
         CheckpointError: it is not there, damaged, or holds another adapter.
-        ConfigError: a fresh start would mix with an earlier run's checkpoints.
+        ConfigError: a fresh start would mix with an earlier run's checkpoints, or what is learned would
+            change on the way.
     """
     wanted = config.training.resume_from_checkpoint
     output_dir = config.output.output_dir
@@ -43,67 +70,99 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         _require_fresh(output_dir, wanted)
         return None
     saved, now = read_state(folder).fingerprint, fingerprint(config, ())
-    for key in SHAPES_OF_ADAPTER:
+    for key in SHAPES_OF_STATE:
         if saved.get(key, now[key]) != now[key]:
             msg = (
                 f"{key} ({now[key]}) must stay what it is in {folder} ({saved[key]}) to go on from there; "
                 "set it back, or choose another output_dir"
             )
             raise CheckpointError(msg)
+    changed = _differences(saved, now)
+    if changed & keys_of_meaning() and not config.training.accept_changes:
+        rows = "\n  ".join(_table(saved, now, sorted(changed & keys_of_meaning())))
+        raise ConfigError(f"{folder} was made with other settings than these:\n  {rows}\n{ACCEPT}")
     return folder
 
 
-def fingerprint(config: RunConfig, training: Sequence[TrainingSet]) -> dict[str, object]:
+def fingerprint(
+    config: RunConfig, training: Sequence[TrainingSet], *, processes: int = 1
+) -> dict[str, object]:
     """What a checkpoint remembers of its run: the config, and a hash of what the order follows from.
 
     Through JSON, as the checkpoint holds it: tuples become lists.
+
+    Args:
+        config: the run.
+        training: what it trains on.
+        processes: that share the batches.
     """
     values: dict[str, object] = json.loads(json.dumps(config.flat()))
-    return values | {EPOCH_ORDER: _order_hash(config.training, training)}
+    return values | {EPOCH_ORDER: _order_hash(config.training, training), PROCESSES: processes}
 
 
 def resume(
     folder: Path,
     model: LongCatVideoTransformer,
     optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
     *,
     now: Mapping[str, object],
+    accept_changes: bool,
     cursor_at: Callable[[int], tuple[int, int]],
-) -> LoopState:
+) -> Resumed:
     """Put a checkpoint into the parts of a run, and tell what has changed since.
 
-    When the clips, the batch size or the seed changed, the saved place means nothing in the new order, which
-    is entered where a run of its own would be after as many steps: so start_step and end_step stay exact.
+    When the clips, the batch size, the seed or the number of processes changed, the saved place means nothing
+    in the new order, which is entered where a run of its own would be after as many steps: so start_step and
+    end_step stay exact.
 
     Args:
         folder: from `checkpoint_to_resume`.
         model: gets the LoRA.
         optimizer: gets its state.
+        ema: gets the average, if the run keeps one.
         now: the run's `fingerprint`.
+        accept_changes: go on although the clips or their order have changed.
         cursor_at: gives the place in the order after so many steps.
 
     Raises:
         CheckpointError: a file is damaged or does not fit.
+        ConfigError: the clips or their order have changed, and that is not accepted.
     """
     # Imported here: peft takes seconds, and `check` only asks whether there is a checkpoint.
     from longcat_tune.model.lora import load_lora_state
 
     saved = load_checkpoint(folder, optimizer)
     load_lora_state(model, read_lora(folder).weights)
-    then = saved.fingerprint
-    changed = {key for key in now.keys() & then.keys() if now[key] != then[key]}
-    for key in sorted(changed - {EPOCH_ORDER}):
-        logger.info("%s was %s until this checkpoint and is now %s", key, then[key], now[key])
+    if ema is not None:
+        ema.resume(folder)
+    changed = _differences(saved.fingerprint, now)
+    if rows := _table(saved.fingerprint, now, sorted(changed - {EPOCH_ORDER})):
+        logger.info("Changed since %s:\n  %s", folder.name, "\n  ".join(rows))
     logger.info("Resuming from %s", folder)
-    if EPOCH_ORDER not in changed:
-        return LoopState(saved.step, saved.epoch, saved.cursor, saved.best)
+    if not changed & {EPOCH_ORDER, PROCESSES}:
+        state = LoopState(saved.step, saved.epoch, saved.cursor, saved.best)
+        return Resumed(state, saved.tracker_run_id)
+    if EPOCH_ORDER in changed and not accept_changes:
+        raise ConfigError(f"{folder} was made with other clips, or in another order; {ACCEPT}")
     cursor = cursor_at(saved.step)
     logger.info(
-        "The clips or their order changed since: going on with step %d of the new order, in epoch %d",
+        "Other batches than before: going on with step %d of the new order, in epoch %d",
         saved.step + 1,
         cursor[0],
     )
-    return LoopState(saved.step, cursor[0], cursor, saved.best)
+    return Resumed(LoopState(saved.step, cursor[0], cursor, saved.best), saved.tracker_run_id)
+
+
+def _differences(then: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
+    """Keys that both know and that have different values."""
+    return {key for key in now.keys() & then.keys() if now[key] != then[key]}
+
+
+def _table(then: Mapping[str, object], now: Mapping[str, object], changed: Sequence[str]) -> list[str]:
+    """One line per key: what it was and what it is."""
+    width = max(map(len, changed), default=0)
+    return [f"{key:<{width}}  {then[key]} -> {now[key]}" for key in changed]
 
 
 def _order_hash(section: TrainingSection, training: Sequence[TrainingSet]) -> str:

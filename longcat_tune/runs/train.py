@@ -1,63 +1,54 @@
-"""The command `train`: plan, caches, parts, loop; what the loop calls back is put together here."""
+"""The command `train`: preflight, caches, parts, loop; in one process or in several that train as one."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Generator
-
-from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
-from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.batches import step_batches
+from longcat_tune.data.batches import load_batch, step_batches
 from longcat_tune.data.epochs import Cursor
 from longcat_tune.data.sampler import BucketSampler
 from longcat_tune.errors import InterruptedRunError, UserError
 from longcat_tune.files import require_writable, write_json_atomically
-from longcat_tune.log import Bar, progress
-from longcat_tune.memory.recompute import enable_recompute
-from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.lora import add_lora, lora_alphas, lora_state
-from longcat_tune.model.lora_targets import lora_target_modules
-from longcat_tune.runs.build import (
-    CheckpointFolders,
-    build_optimizer,
-    build_transformer,
-    compute_context,
-    find_checkpoint,
-    pick_device,
-    require_one_process,
-    require_transformer,
-    schedule_name,
-    sigma_density,
-    uses_autocast,
-)
+from longcat_tune.log import progress
+from longcat_tune.runs.adapter import AdapterPlan
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device, require_transformer
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.cache_jobs import CachedRun
+from longcat_tune.runs.callbacks import Callbacks
 from longcat_tune.runs.evaluate import evaluate_every, evaluation_lines, held_out
+from longcat_tune.runs.parts import build_parts
 from longcat_tune.runs.plan import RunPlan
-from longcat_tune.runs.preflight import preflight
-from longcat_tune.runs.render import Renderer, build_renderer, weights_identity
+from longcat_tune.runs.preflight import Preflight, preflight
+from longcat_tune.runs.render import build_renderer
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
-from longcat_tune.runs.resume import checkpoint_to_resume, fingerprint, resume
-from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
-from longcat_tune.training.loop import LoopParts, run_loop
-from longcat_tune.training.metrics import EventLog, EventName, StepMetrics
-from longcat_tune.training.optimizers import build_schedule
+from longcat_tune.runs.resume import Resumed, checkpoint_to_resume, fingerprint
+from longcat_tune.training.interfaces import LoopHooks, LoopSettings
+from longcat_tune.training.loop import run_loop
+from longcat_tune.training.metrics import EventLog
+from longcat_tune.training.trackers import TrackedRun, tracking
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for one that caches, saves or renders."""
 
 
 def train(config: RunConfig, *, config_dir: Path) -> None:
     """From clips to a LoRA, going on from the newest checkpoint by default.
+
+    Started by torchrun or accelerate launch, every process plans for itself, fills its share of the caches
+    and takes its share of the batches; only the first writes the run's folder.
 
     Args:
         config: what was asked.
@@ -67,150 +58,185 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         InterruptedRunError: stopped by a signal, after saving.
         UserError: a clip, a folder, the weights or the device will not do.
     """
-    require_one_process()
     output_dir = config.output.output_dir
     require_writable(output_dir)
     flight = preflight(config, config_dir=config_dir, trains=True)
     flight.require_sound()
-    plan, requests = flight.plan, flight.requests
-    resume_from = checkpoint_to_resume(config)
-    checkpoint = flight.checkpoint or _download(config)
-    report = plan_report(plan, requests, checkpoint, config.training)
-    for line in (
-        *dataset_lines(report),
-        *step_lines(report),
-        *render_lines(requests, framerate=config.data.framerate),
-        *evaluation_lines(plan, config),
-        *notice_lines(report),
-    ):
-        logger.info("%s", line)
-    device = pick_device()
-    cached = fill_caches(config, plan, checkpoint, requests, device=device)
-    _write_config(config, config_dir=config_dir)
-    write_json_atomically(output_dir / "plan.json", report)
-    with EventLog(output_dir / "events.jsonl") as events:
-        events.write(
-            "run_start",
-            device=str(device),
-            clips=cached.num_clips,
-            max_steps=plan.max_steps,
-            versions=report["versions"],
-        )
-        how = "failed"
-        try:
-            _train(config, plan, checkpoint, cached, events, resume_from=resume_from, device=device)
-            how = "finished"
-        except InterruptedRunError:
-            how = "interrupted"
-            raise
-        except UserError as error:
-            events.write("error", kind=type(error).__name__, message=str(error))
-            raise
-        finally:
-            # Also after a bug or Ctrl-C outside the loop: whoever follows the file must see the end.
-            events.write("run_end", how=how)
+    run = _Run(
+        config=config,
+        config_dir=config_dir,
+        flight=flight,
+        checkpoint=flight.checkpoint or find_checkpoint(config.model),
+        resume_from=checkpoint_to_resume(config),
+        accelerator=_accelerator(),
+    )
+    run.train()
 
 
-def _download(config: RunConfig) -> CheckpointFolders:
-    """Fetch the weights, whose names could not be looked at before."""
-    checkpoint = find_checkpoint(config.model)
-    require_transformer(config.lora, checkpoint.transformer)
-    return checkpoint
-
-
-def _write_config(config: RunConfig, *, config_dir: Path) -> None:
-    """Keep what was asked, unless that would replace the file in which the user asks it."""
-    path = config.output.output_dir / "config.json"
-    if path.is_file() and path.parent.resolve() == config_dir.resolve():
-        logger.info("%s is left as it is: output_dir is the folder of this run's config", path)
-        return
-    write_json_atomically(path, config.flat())
-
-
-def _train(
-    config: RunConfig,
-    plan: RunPlan,
-    checkpoint: CheckpointFolders,
-    cached: CachedRun,
-    events: EventLog,
-    *,
-    resume_from: Path | None,
-    device: torch.device,
-) -> None:
+def _accelerator() -> Accelerator:
     # Imported here: it costs a second, and a mistake in the data should be told before.
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    assert plan.max_steps is not None
-    training = config.training
-    model = model_with_lora(config, checkpoint.transformer, device=device)
-    optimizer = build_optimizer(training, [p for p in model.parameters() if p.requires_grad])
-    sampler = BucketSampler(
-        cached.training,
-        cached.empty_text,
-        batch_size=training.train_batch_size,
-        seed=training.seed,
-        caption_dropout=config.data.caption_dropout_probability,
-        accumulation=training.gradient_accumulation_steps,
+    return Accelerator(
+        cpu=pick_device().type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
-    identity = fingerprint(config, cached.training)
-    start = LoopState()
-    if resume_from is not None:
-        start = resume(resume_from, model, optimizer, now=identity, cursor_at=sampler.plan.cursor_at)
-        events.write("resume", step=start.step, folder=resume_from.name)
-    if start.step >= plan.max_steps:
-        logger.info("All %d steps are done already; raise max_train_steps to train on", plan.max_steps)
-    parts = LoopParts(
-        model=model,
-        optimizer=optimizer,
-        schedule=build_schedule(
-            schedule_name(training),
-            optimizer,
-            warmup_steps=training.lr_warmup_steps,
-            completed_steps=start.step,
-        ),
-        accelerator=Accelerator(cpu=device.type == "cpu"),
-        draw_sigma=sigma_density(config.flow).sample,
-        compute=compute_context(config.model, device),
-    )
-    renderer = build_renderer(config, checkpoint, model, device=device)
-    groups = step_batches(
-        sampler,
-        start=Cursor(*start.cursor) if start.cursor else Cursor(0, 0),
-        pin_memory=device.type == "cuda",
-    )
-    with progress("Training", plan.max_steps, done=start.step) as bar, closing(groups):
-        callbacks = _Callbacks(config, checkpoint, cached, parts, renderer, identity, events, bar)
-        run_loop(
-            parts,
-            groups,
-            settings=_loop_settings(config, plan.max_steps, renders=bool(cached.requests)),
-            hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step, callbacks.on_event),
-            start=start,
-            held_out=held_out(cached, config.flow, parts.processes),
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is settled before anything is encoded."""
+
+    config: RunConfig
+    config_dir: Path
+    flight: Preflight
+    checkpoint: CheckpointFolders
+    resume_from: Path | None
+    accelerator: Accelerator
+
+    @property
+    def plan(self) -> RunPlan:
+        """Of the clips."""
+        return self.flight.plan
+
+    @property
+    def output_dir(self) -> Path:
+        """Of the run."""
+        return self.config.output.output_dir
+
+    def train(self) -> None:
+        """Fill the caches, then train."""
+        config, requests = self.config, self.flight.requests
+        report = plan_report(self.plan, requests, self.checkpoint, config.training)
+        for line in (
+            *dataset_lines(report),
+            *step_lines(report),
+            *render_lines(requests, framerate=config.data.framerate),
+            *evaluation_lines(self.plan, config),
+            *notice_lines(report),
+        ):
+            logger.info("%s", line)
+        # Once more: where the weights come from the hub, the preflight could not look at them.
+        adapter = require_transformer(config.lora, self.checkpoint.transformer, config_dir=self.config_dir)
+        cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)
+        self.accelerator.wait_for_everyone()
+        with self._recorded(report, cached) as events:
+            self._train(adapter, cached, events)
+
+    @contextmanager
+    def _recorded(self, report: dict[str, Any], cached: CachedRun) -> Iterator[EventLog]:
+        """The record that a run leaves of itself; only the first process leaves one."""
+        first = self.accelerator.is_main_process
+        if first:
+            self._write_config()
+            write_json_atomically(self.output_dir / "plan.json", report)
+        with EventLog(self.output_dir / "events.jsonl" if first else None) as events:
+            events.write(
+                "run_start",
+                device=str(self.accelerator.device),
+                processes=self.accelerator.num_processes,
+                clips=cached.num_clips,
+                max_steps=self.plan.max_steps,
+                versions=report["versions"],
+            )
+            how = "failed"
+            try:
+                yield events
+                how = "finished"
+            except InterruptedRunError:
+                how = "interrupted"
+                raise
+            except UserError as error:
+                events.write("error", kind=type(error).__name__, message=str(error))
+                raise
+            finally:
+                # Also after a bug or Ctrl-C outside the loop: whoever follows the file must see the end.
+                events.write("run_end", how=how)
+
+    def _write_config(self) -> None:
+        """Keep what was asked, unless that would replace the file in which the user asks it."""
+        path = self.output_dir / "config.json"
+        if path.is_file() and path.parent.resolve() == self.config_dir.resolve():
+            logger.info("%s is left as it is: output_dir is the folder of this run's config", path)
+            return
+        write_json_atomically(path, self.config.flat())
+
+    def _train(self, adapter: AdapterPlan, cached: CachedRun, events: EventLog) -> None:
+        config, device, max_steps = self.config, self.accelerator.device, self.plan.max_steps
+        assert max_steps is not None
+        sampler = self._sampler(cached)
+        processes = self.accelerator.num_processes
+        identity = fingerprint(config, cached.training, processes=processes)
+        parts = build_parts(
+            config,
+            self.checkpoint.transformer,
+            adapter,
+            sampler,
+            self.accelerator,
+            max_steps=max_steps,
+            resume_from=self.resume_from,
+            fingerprint=identity,
+        )
+        start = parts.start.state
+        if self.resume_from is not None:
+            events.write("resume", step=start.step, folder=self.resume_from.name)
+        if start.step >= max_steps:
+            logger.info("All %d steps are done already; raise max_train_steps to train on", max_steps)
+        groups = step_batches(
+            sampler,
+            start=Cursor(*start.cursor) if start.cursor else Cursor(0, 0),
+            pin_memory=device.type == "cuda",
+        )
+        with (
+            tracking(config.output.report_to, self._tracked(parts.start)) as tracker,
+            events.heard_by(tracker.hear),
+            progress("Training", max_steps, done=start.step) as bar,
+            closing(groups),
+        ):
+            callbacks = Callbacks(
+                config=config,
+                base=str(self.checkpoint.transformer),
+                cached=cached,
+                parts=parts,
+                renderer=build_renderer(config, self.checkpoint, parts.model, device=device),
+                fingerprint=identity,
+                tracker_run_id=tracker.run_id,
+                events=events,
+                bar=bar,
+            )
+            run_loop(
+                parts.loop,
+                groups,
+                settings=_loop_settings(config, max_steps, renders=bool(cached.requests)),
+                hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step, callbacks.on_event),
+                start=start,
+                largest=load_batch(sampler.largest()),
+                held_out=held_out(cached, config.flow, parts.loop.processes),
+            )
+
+    def _sampler(self, cached: CachedRun) -> BucketSampler:
+        training = self.config.training
+        return BucketSampler(
+            cached.training,
+            cached.empty_text,
+            batch_size=training.train_batch_size,
+            seed=training.seed,
+            caption_dropout=self.config.data.caption_dropout_probability,
+            accumulation=training.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
         )
 
-
-def model_with_lora(config: RunConfig, folder: Path, *, device: torch.device) -> LongCatVideoTransformer:
-    """Load the frozen base and add the adapter that is trained.
-
-    Args:
-        config: the run.
-        folder: the transformer's.
-        device: where both go.
-    """
-    model = build_transformer(config.model, folder, device=device)
-    add_lora(
-        model,
-        targets=lora_target_modules(model, config.lora.lora_target),
-        rank=config.lora.lora_rank,
-        alpha=config.lora.lora_alpha,
-        generator=Generator().manual_seed(config.training.seed),
-        dropout=config.lora.lora_dropout,
-        autocast=uses_autocast(config.model),
-    )
-    if config.training.gradient_checkpointing:
-        enable_recompute(model.blocks, interval=config.training.gradient_checkpointing_interval)
-    return model
+    def _tracked(self, start: Resumed) -> TrackedRun:
+        output = self.config.output
+        return TrackedRun(
+            output_dir=self.output_dir,
+            project=output.tracker_project_name or "longcat-tune",
+            name=output.tracker_run_name or self.output_dir.resolve().name,
+            config=self.config.flat(),
+            run_id=start.tracker_run_id,
+            first_step=start.state.step + 1,
+        )
 
 
 def _loop_settings(config: RunConfig, max_steps: int, *, renders: bool) -> LoopSettings:
@@ -226,69 +252,3 @@ def _loop_settings(config: RunConfig, max_steps: int, *, renders: bool) -> LoopS
         validate_first=validation.validation_on_startup and renders,
         evaluate_every=evaluate_every(config),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Callbacks:
-    """What the loop calls: save, render, show."""
-
-    config: RunConfig
-    checkpoint: CheckpointFolders
-    cached: CachedRun
-    parts: LoopParts
-    renderer: Renderer
-    fingerprint: dict[str, object]
-    events: EventLog
-    bar: Bar
-
-    def save(self, state: LoopState) -> None:
-        """Write a checkpoint, and its LoRA as the last one."""
-        output = self.config.output
-        lora = self._lora(state.step)
-        folder = save_checkpoint(
-            output.output_dir,
-            RunState(state.step, state.epoch, state.cursor, self.fingerprint, state.best),
-            self.parts.optimizer,
-            write_files=lambda part: write_lora(part / LORA_FILE, lora),
-            total_limit=output.checkpoints_total_limit,
-        )
-        write_lora(output.output_dir / LORA_FILE, lora)
-        self.events.write("checkpoint", step=state.step, folder=folder.name)
-
-    def validate(self, step: int) -> None:
-        """Render all requests with the adapter as it is."""
-        identity = weights_identity(str(self.checkpoint.transformer), lora_state(self.renderer.model))
-        output_dir = self.config.output.output_dir
-        shown = self.renderer.render(
-            self.cached.requests,
-            folder=output_dir / "validation" / f"step_{step:06d}",
-            weights=identity,
-        )
-        files = [path.relative_to(output_dir).as_posix() for path in shown]
-        self.events.write("validation", step=step, files=files)
-
-    def on_step(self, metrics: StepMetrics) -> None:
-        """Log a step, and show it beside the bar."""
-        self.events.write("step", **asdict(metrics))
-        self.bar.advance(
-            f"loss {metrics.loss:.4f}  lr {metrics.learning_rate:.1e}  {metrics.seconds:.2f} s/step  "
-            f"{metrics.memory_gib:.1f} GiB"
-        )
-
-    def on_event(self, name: EventName, fields: Mapping[str, Any]) -> None:
-        """Log what else happens."""
-        self.events.write(name, **fields)
-
-    def _lora(self, step: int) -> LoraWeights:
-        lora, model_keys, model = self.config.lora, self.config.model, self.renderer.model
-        target = lora.lora_target if isinstance(lora.lora_target, str) else json.dumps(lora.lora_target)
-        metadata = {
-            "targets": target,
-            "base_model": (
-                model_keys.pretrained_transformer_model_name_or_path
-                or model_keys.pretrained_model_name_or_path
-                or model_keys.model_flavour
-            ),
-            "step": str(step),
-        }
-        return LoraWeights(lora_state(model), lora_alphas(model), metadata)

@@ -21,8 +21,6 @@ from longcat_tune.training.trouble import StopRequest, out_of_memory, stop_on_si
 from longcat_tune.training.update import DoneStep, SkippedStep, make_step, try_largest
 from longcat_tune.types import Batch
 
-__all__ = ["LoopParts", "run_loop"]
-
 SKIPS_ALLOWED = 2
 """Steps in a row that may be skipped for lack of memory; one more ends the run."""
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -133,16 +135,20 @@ class EventLog:
     """Appends events to a JSON-lines file; each is on its way to the disk when `write` returns.
 
     Args:
-        path: created when missing. Half a line at its end, left by a killed run, is removed.
+        path: created when missing. Half a line at its end, left by a killed run, is removed. None: nothing is
+            written, as in all but the first process of a run.
         listeners: hear every event after it was written, such as trackers.
 
     Raises:
         UserError: the folder cannot be written to.
     """
 
-    def __init__(self, path: Path, listeners: Sequence[Listener] = ()) -> None:
-        self.path = path
-        self.listeners = listeners
+    def __init__(self, path: Path | None, listeners: Sequence[Listener] = ()) -> None:
+        self.path = path if path is not None else Path(os.devnull)
+        self.listeners = list(listeners)
+        if path is None:
+            self._file = self.path.open("ab", buffering=0)
+            return
         with explained_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: one line is one write, so that a kill can tear at most the last one.
@@ -164,6 +170,15 @@ class EventLog:
             self._file.write(line.encode() + b"\n")
         for listener in self.listeners:
             listener(event, fields)
+
+    @contextmanager
+    def heard_by(self, listener: Listener) -> Iterator[None]:
+        """Let one more hear of every event of the block."""
+        self.listeners.append(listener)
+        try:
+            yield
+        finally:
+            self.listeners.remove(listener)
 
     def __enter__(self) -> Self:
         return self

@@ -15,10 +15,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import Parameter
 from torch.optim import Adafactor, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from longcat_tune.errors import ConfigError
-from longcat_tune.training.schedules import Schedule, ScheduleName, apply_schedule
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "adamw_schedulefree", "muon"]
 
@@ -203,17 +201,3 @@ _BUILDERS: dict[OptimizerName, Callable[[OptimizerSettings, Sequence[Group]], Op
     "adamw_schedulefree": _adamw_schedulefree,
     "muon": _muon,
 }
-
-
-def build_schedule(
-    name: ScheduleName, optimizer: Optimizer, *, warmup_steps: int, completed_steps: int = 0
-) -> LambdaLR:
-    """Build a constant schedule, with or without warmup.
-
-    Args:
-        name: constant or constant_with_warmup.
-        optimizer: its current rate is the full one.
-        warmup_steps: see `Schedule`.
-        completed_steps: where a resumed run goes on.
-    """
-    return apply_schedule(Schedule(name, warmup_steps), optimizer, completed_steps=completed_steps)

@@ -16,6 +16,7 @@ from torch import Tensor
 from longcat_tune.checkpoint.lora_file import LORA_FILE, read_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.cache import read_latents, read_text
+from longcat_tune.errors import ConfigError
 from longcat_tune.flow.loss import flow_loss
 from longcat_tune.flow.noising import add_noise
 from longcat_tune.model.dit import LongCatVideoTransformer
@@ -145,10 +146,13 @@ def test_ten_steps_resumed_for_ten_more_equal_twenty_to_the_bit(tmp_path: Path) 
 def test_changed_clips_go_on_at_the_same_step_of_the_new_order(tmp_path: Path, caplog) -> None:
     clips = make_clips(tmp_path / "clips", count=3)
     train(make_run(tmp_path, [video_entry(clips)], max_train_steps=2), config_dir=tmp_path)
-    config = make_run(tmp_path, [video_entry(clips, repeats=1)], max_train_steps=3)
+    changed = [video_entry(clips, repeats=1)]
+    with pytest.raises(ConfigError, match=r"made with other clips, or in another order.*--accept_changes"):
+        train(make_run(tmp_path, changed, max_train_steps=3), config_dir=tmp_path)
+    config = make_run(tmp_path, changed, max_train_steps=3, accept_changes=True)
     with caplog.at_level("INFO"):
         train(config, config_dir=tmp_path)
-    told = "The clips or their order changed since: going on with step 3 of the new order, in epoch 0"
+    told = "Other batches than before: going on with step 3 of the new order, in epoch 0"
     assert told in caplog.messages
     state = json.loads((config.output.output_dir / "checkpoint-000003" / "training_state.json").read_text())
     assert state["state"]["cursor"] == [0, 3]
@@ -157,7 +161,7 @@ def test_changed_clips_go_on_at_the_same_step_of_the_new_order(tmp_path: Path, c
 def test_a_run_that_fails_ends_its_events(tmp_path: Path, monkeypatch) -> None:
     clips = make_clips(tmp_path / "clips", count=1)
     config = make_run(tmp_path, [video_entry(clips)])
-    monkeypatch.setattr("longcat_tune.runs.train.build_optimizer", lambda *_: 1 / 0)
+    monkeypatch.setattr("longcat_tune.runs.parts.build_optimizer", lambda *_, **_keys: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, config_dir=tmp_path)
     assert [event["how"] for event in events(config, "run_end")] == ["failed"]

@@ -12,7 +12,7 @@ from torch import nn
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
-from longcat_tune.errors import DeviceError, NotAvailableYetError
+from longcat_tune.errors import DeviceError
 from longcat_tune.model.attention import math_attention, sdpa_attention
 from longcat_tune.runs.build import (
     build_optimizer,
@@ -22,10 +22,10 @@ from longcat_tune.runs.build import (
     find_checkpoint,
     huber_c,
     loop_weights,
-    require_one_process,
+    require_transformer,
     sigma_density,
 )
-from longcat_tune.runs.train import model_with_lora
+from longcat_tune.runs.parts import model_with_adapter
 from longcat_tune.training.interfaces import SameWeights
 from longcat_tune.training.optimizers import OptimizerName
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
@@ -126,7 +126,9 @@ def test_the_adapter_and_recomputation(tmp_path: Path, keys: dict, recomputed: l
     config = make_run(
         tmp_path, [], lora_rank=4, lora_alpha=2, lora_dropout=0.3, lora_target="attention+ffn", **keys
     )
-    model = model_with_lora(config, find_checkpoint(config.model).transformer, device=CPU)
+    folder = find_checkpoint(config.model).transformer
+    adapter = require_transformer(config.lora, folder, config_dir=tmp_path)
+    model = model_with_adapter(config, folder, adapter, device=CPU)
     assert ["forward" in vars(block) for block in model.blocks] == recomputed
     layer = model.blocks[3].ffn.w2
     assert (layer.r["default"], layer.lora_alpha["default"]) == (4, 2)
@@ -159,10 +161,3 @@ def test_a_device_without_room_for_the_transformer_is_explained(monkeypatch: pyt
     monkeypatch.setattr("longcat_tune.runs.build.load_transformer", full)
     with pytest.raises(DeviceError, match="out of memory in loading the transformer"):
         build_transformer(ModelSection(**TINY), Path(), device=CPU)
-
-
-def test_copies_of_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_one_process()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(NotAvailableYetError, match=r"WORLD_SIZE \(2\): not available yet.*without torchrun"):
-        require_one_process()

@@ -2,7 +2,7 @@
 
 A changed clip, size, frame choice, crop, caption or encoder gives another name, so a stale file is never
 read. A file is there whole or not at all: whoever asks whether it is there looks at its name and size only.
-Knows no encoder and no config: `runs` passes functions in.
+Knows no encoder and no config.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from longcat_tune.data.claims import make_once
 from longcat_tune.data.collecting import uncollected
-from longcat_tune.data.decode_ahead import decode_ahead
 from longcat_tune.errors import DataError
 from longcat_tune.files import write_tensors_atomically
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
@@ -192,81 +190,39 @@ def files_in(folder: str | Path, wanted: Callable[[str], bool]) -> Iterator[tupl
             yield entry.name, entry.stat()
 
 
-def fill_latents(
-    jobs: Sequence[LatentJob],
-    *,
-    load_chunks: Callable[[LatentJob], Generator[Tensor, None, None]],
-    encode: Callable[[Iterator[Tensor]], Tensor],
-    on_done: Callable[[LatentJob], None],
-    least_bytes: Callable[[LatentJob], int],
-) -> int:
-    """Encode clips while the next ones are decoded, and write their latents.
-
-    Stopped at any point it leaves finished files only. Other processes may fill the same folders.
-
-    Args:
-        jobs: clips to encode, one per file.
-        load_chunks: yields frames_CFHW uint8 of a clip, a few at a time; called in background threads.
-        encode: takes them and gives latents_CTHW, normalised.
-        on_done: told of each job when its file is there, whoever made it.
-        least_bytes: what a job's complete file has at least.
-
-    Returns:
-        How many were encoded here.
-
-    Raises:
-        DataError: a clip cannot be read, or its latents are not finite.
-        UserError: the cache folder cannot be written to.
-    """
-
-    def load(job: LatentJob) -> Generator[Tensor, None, None]:
-        with _noted(f"while decoding {job.clip_id}"):
-            yield from load_chunks(job)
-
-    def make(claimed: Iterable[LatentJob]) -> Generator[LatentJob, None, None]:
-        with closing(decode_ahead(claimed, load)) as clips:
-            for job, chunks in clips:
-                with _noted(f"while encoding {job.clip_id} at {job.bucket.name}"):
-                    latents_CTHW = encode(chunks).to("cpu", torch.bfloat16)
-                _require_finite(latents_CTHW, job)
-                _write(job.path, LATENTS, latents_CTHW, {"clip": job.clip_id, "bucket": job.bucket.name})
-                yield job
-
-    return make_once(jobs, is_there=lambda job: _is_there(job, least_bytes), make=make, on_done=on_done)
-
-
-def fill_text(
-    jobs: Sequence[TextJob],
-    *,
-    encode: Callable[[Sequence[str]], Sequence[TextFeatures]],
-    on_done: Callable[[TextJob], None],
-) -> int:
-    """Encode captions and write their features in the dtype that the encoder gives.
-
-    Args:
-        jobs: captions to encode, one per file.
-        encode: gives one TextFeatures per caption.
-        on_done: told of each job when its file is there, whoever made it.
-
-    Returns:
-        How many were encoded here.
-
-    Raises:
-        UserError: the cache folder cannot be written to.
-    """
-
-    def make(claimed: Iterable[TextJob]) -> Generator[TextJob, None, None]:
-        for job in claimed:
-            [features] = encode([job.caption])
-            _write(job.path, TEXT, features.text_LD.cpu(), {"caption": job.caption})
-            yield job
-
-    return make_once(jobs, is_there=lambda job: _is_there(job, text_bytes), make=make, on_done=on_done)
-
-
 def text_bytes(_: TextJob) -> int:
     """What a complete file of text features has at least: anything, for its length depends on the caption."""
     return 1
+
+
+def is_there(job: Job, least_bytes: Callable[[Job], int]) -> bool:
+    """Whether a job's file is complete, by a look at this one file."""
+    try:
+        return job.path.stat().st_size >= least_bytes(job)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def write_item(path: Path, name: str, tensor: Tensor, origin: Mapping[str, str]) -> None:
+    """Write a cached item, complete or not at all.
+
+    Args:
+        path: its file.
+        name: LATENTS or TEXT.
+        tensor: on the CPU.
+        origin: what it was made from, for whoever looks at the file.
+
+    Raises:
+        UserError: the cache folder cannot be written to.
+    """
+    about = {"schema": SCHEMA, **origin, "content": content_hash(tensor)}
+    write_tensors_atomically(path, {name: tensor}, {ORIGIN: json.dumps(about, ensure_ascii=False)})
+
+
+def content_hash(tensor: Tensor) -> str:
+    """Hash a tensor's bytes, by which a damaged file is told from a whole one."""
+    data = tensor.contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def read_latents(path: Path) -> Tensor:
@@ -297,41 +253,6 @@ def _read(path: Path, name: str) -> Tensor:
             "run `longcat-tune cache verify --remove` to find all damaged ones, then the same command again"
         ) from error
     return tensor
-
-
-def _write(path: Path, name: str, tensor: Tensor, origin: Mapping[str, str]) -> None:
-    about = {"schema": SCHEMA, **origin, "content": content_hash(tensor)}
-    write_tensors_atomically(path, {name: tensor}, {ORIGIN: json.dumps(about, ensure_ascii=False)})
-
-
-def content_hash(tensor: Tensor) -> str:
-    """Hash a tensor's bytes, by which a damaged file is told from a whole one."""
-    data = tensor.contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).hexdigest()
-
-
-def _is_there(job: Job, least_bytes: Callable[[Job], int]) -> bool:
-    try:
-        return job.path.stat().st_size >= least_bytes(job)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _require_finite(latents_CTHW: Tensor, job: LatentJob) -> None:
-    if not latents_CTHW.isfinite().all():
-        raise DataError(
-            f"the latents of {job.clip_id} are not finite: the VAE overflowed; set vae_dtype to fp32"
-        )
-
-
-@contextmanager
-def _noted(note: str) -> Iterator[None]:
-    """Add to the traceback of a bug or a full device which clip it was."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        error.add_note(note)
-        raise
 
 
 def _hash(text: str) -> str:

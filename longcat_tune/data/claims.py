@@ -108,39 +108,39 @@ def make_once(
     Args:
         jobs: what to make, one per file.
         is_there: whether a job's file is complete.
-        make: takes claimed jobs, makes their files and yields each job when its file is complete. It may draw
-            ahead; what it raises gives all claims back and passes through.
-        on_done: told of each job when its file is there, whoever made it.
+        make: takes claimed jobs, makes their files and yields each job when its file is complete, or when it
+            will not be. It may draw ahead; what it raises gives all claims back and passes through.
+        on_done: told of each job when it is done with, whoever made its file.
 
     Returns:
-        How many were made here.
+        How many were done with here.
 
     Raises:
         UserError: a lock file cannot be made.
     """
-    made, left = 0, jobs
+    done_here, left = 0, jobs
     with closing(Claims()) as claims:
         while left:
             others: list[AnyJob] = []
             claimed = _claimed(left, claims, is_there=is_there, on_done=on_done, others=others)
-            made += _finish(make(claimed), claims, on_done)
+            done_here += _finish(make(claimed), claims, on_done)
             if others and left is jobs:
                 logger.info("Another process is filling the same cache; it has %d of the files", len(others))
             if others:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             left = others
-    return made
+    return done_here
 
 
 def _finish(making: Generator[AnyJob, None, None], claims: Claims, on_done: Callable[[AnyJob], None]) -> int:
     """Give back the claim of each file as it is made; returns how many were."""
-    made = 0
+    count = 0
     with closing(making):
         for job in making:
             claims.release(job.path)
             on_done(job)
-            made += 1
-    return made
+            count += 1
+    return count
 
 
 def _claimed(

@@ -11,7 +11,7 @@ import html
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from longcat_tune.errors import CheckpointError
-from longcat_tune.model.identity import component_identity
+from longcat_tune.model.identity import component_identity, file_hash
 from longcat_tune.types import TEXT_TOKENS, TextFeatures
 
 logger = logging.getLogger(__name__)
@@ -46,16 +46,20 @@ def clean_prompt(text: str) -> str:
     return re.sub(r"\s+", " ", mended).strip()
 
 
-def text_encoder_identity(checkpoint: Path) -> str:
+def text_encoder_identity(checkpoint: Path, *, hash_of: Callable[[Path], str] = file_hash) -> str:
     """Fingerprint of a checkpoint's text encoder and tokenizer, without loading them.
+
+    Args:
+        checkpoint: the folder that holds `text_encoder/` and `tokenizer/`.
+        hash_of: as in `component_identity`.
 
     Raises:
         CheckpointError: a folder or one of its files is missing.
     """
     folder, tokenizer_folder = _components(checkpoint)
     parts = (
-        component_identity(folder),
-        component_identity(tokenizer_folder, suffixes=(".json", ".model", ".txt")),
+        component_identity(folder, hash_of=hash_of),
+        component_identity(tokenizer_folder, suffixes=(".json", ".model", ".txt"), hash_of=hash_of),
     )
     return hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
 

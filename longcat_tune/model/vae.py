@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longcat_tune.errors import CheckpointError, DataError
-from longcat_tune.model.identity import component_identity
+from longcat_tune.model.identity import component_identity, file_hash
 from longcat_tune.types import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 if TYPE_CHECKING:
@@ -28,13 +28,17 @@ COMPONENT = "vae"
 NAMED_AT_MOST = 5
 
 
-def vae_identity(checkpoint: Path) -> str:
+def vae_identity(checkpoint: Path, *, hash_of: Callable[[Path], str] = file_hash) -> str:
     """Fingerprint of a checkpoint's VAE, without loading it.
+
+    Args:
+        checkpoint: the folder that holds `vae/`.
+        hash_of: as in `component_identity`.
 
     Raises:
         CheckpointError: the folder or one of its files is missing.
     """
-    return component_identity(_component(checkpoint))
+    return component_identity(_component(checkpoint), hash_of=hash_of)
 
 
 def latent_channels(checkpoint: Path) -> int:

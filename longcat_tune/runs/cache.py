@@ -18,13 +18,12 @@ from longcat_tune.config.run import RunConfig
 from longcat_tune.data.cache import (
     LatentJob,
     TextJob,
-    fill_latents,
-    fill_text,
     latents_sizes,
     text_bytes,
     unfinished,
 )
 from longcat_tune.data.cache_files import remove_leftovers
+from longcat_tune.data.cache_fill import fill_latents, fill_text
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.data.video import VideoBackend
 from longcat_tune.files import require_writable

@@ -28,6 +28,7 @@ from longcat_tune.model.vae import latent_channels, vae_identity
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import CheckpointFolders
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
+from longcat_tune.runs.weight_hashes import WeightHashes
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
 
@@ -105,12 +106,12 @@ class CacheJobs:
         self.text_folder = plan.text_cache or self.folder / "text"
         self.channels = latent_channels(checkpoint.vae)
         self.latents: list[LatentJob] = []
-        self._vae = f"{vae_identity(checkpoint.vae)} {config.model.vae_dtype}"
+        hashes = WeightHashes(self.folder)
+        self._vae = f"{vae_identity(checkpoint.vae, hash_of=hashes.of)} {config.model.vae_dtype}"
         self.text_width = _text_width(config.model, checkpoint)
-        self._text_encoder = (
-            f"{text_encoder_identity(checkpoint.text_encoder)} {config.model.text_encoder_1_precision} "
-            f"{self.text_width}"
-        )
+        identity = text_encoder_identity(checkpoint.text_encoder, hash_of=hashes.of)
+        self._text_encoder = f"{identity} {config.model.text_encoder_1_precision} {self.text_width}"
+        hashes.keep()
         self._texts: dict[str, TextJob] = {}
         self._sequence_fps = {
             clip.record.path: clip.record.fps

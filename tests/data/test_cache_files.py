@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from longcat_tune.data import cache, cache_files
 from longcat_tune.data.cache import LatentJob, TextJob
 from longcat_tune.data.cache_files import FolderContents
+from longcat_tune.data.cache_fill import fill_latents, fill_text
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
 
 BUCKET = Bucket(64, 64, 5)
@@ -24,7 +25,7 @@ KEY = "0123456789abcdef" * 2
 def write_latents(folder: Path, tensor: torch.Tensor) -> Path:
     path = cache.latents_path(folder, KEY)
     job = LatentJob("clips/a.mp4", Path("a.mp4"), FramePicks(0, 5, 30.0), BUCKET, (0.5, 0.5), None, path)
-    cache.fill_latents(
+    fill_latents(
         [job],
         load_chunks=lambda _: iter_chunks(),
         encode=lambda chunks: tensor,
@@ -40,7 +41,7 @@ def iter_chunks():
 
 def write_text(folder: Path, text_LD: torch.Tensor) -> Path:
     job = TextJob("a cat", cache.text_path(folder, KEY))
-    cache.fill_text([job], encode=lambda _: [TextFeatures(text_LD)], on_done=lambda _: None)
+    fill_text([job], encode=lambda _: [TextFeatures(text_LD)], on_done=lambda _: None)
     return job.path
 
 

@@ -250,6 +250,7 @@ def test_a_warm_run_opens_no_clip_and_loads_no_encoder(filled, tmp_path, monkeyp
         "av.open",
         "PIL.Image.open",
         "hashlib.file_digest",
+        "longcat_tune.runs.weight_hashes.file_hash",
         "longcat_tune.runs.cache.load_text_encoder",
         "longcat_tune.runs.cache.VideoAutoencoder.load",
         "longcat_tune.data.cache.safe_open",
@@ -345,18 +346,19 @@ from pathlib import Path
 
 import torch
 
-from longcat_tune.data import cache
+from longcat_tune.data import cache_fill
+from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.types import Bucket, FramePicks
 
-cache.decode_ahead = partial(cache.decode_ahead, max_bytes=12 << 20)
+cache_fill.decode_ahead = partial(cache_fill.decode_ahead, max_bytes=12 << 20)
 for num_frames in (93, 933):
     bucket = Bucket(256, 256, num_frames)
-    job = cache.LatentJob(
+    job = LatentJob(
         "clip", Path(sys.argv[1]), FramePicks(0, num_frames, 30.0), bucket, (0.5, 0.5), None,
         Path(sys.argv[2]) / f"{num_frames}.latents.safetensors",
     )
-    cache.fill_latents(
+    cache_fill.fill_latents(
         [job],
         load_chunks=lambda job: load_chunks(job.source, job.picks.times, job.bucket),
         encode=lambda chunks: torch.tensor([chunk.float().mean().item() for chunk in chunks]),
@@ -390,23 +392,26 @@ def test_filling_that_is_killed_20_times_ends_like_one_that_is_not(tmp_path):
 
     context, draw = warm_processes(), random.Random(20)
     words = ["cache-latents", "--config", str(tmp_path / "killed" / "config.json")]
-    kills, counts = 0, set()
+    kills = midway = 0
     while kills < 20:
         process = context.Process(target=main, args=(words,))
         count = len(cached_files(killed))
-        counts.add(count)
         process.start()
         # Every fourth at any time from the start on, the others while a file is being made.
         if kills % 4:
             wanted = count + draw.randint(1, 3)
             while process.is_alive() and len(cached_files(killed)) < wanted:
                 time.sleep(0.003)
-        time.sleep(draw.uniform(0, 0.03 if kills % 4 else 1.0))
-        assert process.is_alive(), f"everything was encoded after {kills} kills"
+        time.sleep(draw.uniform(0, 0.03 if kills % 4 else 0.6))
+        if not process.is_alive():
+            assert process.exitcode == 0
+            shutil.rmtree(killed.output.output_dir)  # it was faster than we are: start again
+            continue
         process.kill()
         process.join()
         kills += 1
+        midway += count < len(cached_files(killed)) < len(expected)
         assert digests(killed).items() <= expected.items()
-    assert len(counts) > 14, "the kills came before anything new was encoded"
+    assert midway > 10, "most kills came before or after the work"
     cache_latents(killed, config_dir=tmp_path)
     assert digests(killed) == expected

@@ -42,13 +42,13 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
     if as_json:
         _show_json(report | {"problems": [problem.as_json() for problem in flight.problems]})
     else:
-        _show(flight, report, framerate=config.data.framerate)
+        _show(flight, report, config)
     raise_problems(flight.problems, told=True)
     if not as_json:
         output.print("No problems.")
 
 
-def _show(flight: Preflight, report: dict[str, Any], *, framerate: float) -> None:
+def _show(flight: Preflight, report: dict[str, Any], config: RunConfig) -> None:
     table = bucket_table(report)
     if not output.is_terminal:
         # A file or a pipe is as wide as it must be; squeezed columns are hard to read and to search.
@@ -57,7 +57,7 @@ def _show(flight: Preflight, report: dict[str, Any], *, framerate: float) -> Non
     lines = [
         *dataset_lines(report),
         *step_lines(report),
-        *render_lines(flight.requests, framerate=framerate),
+        *render_lines(flight.requests, framerate=config.data.framerate),
         *evaluation_lines(flight.plan, config),
         *notice_lines(report),
     ]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_data_parts import measure_caching, measure_starts
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.data.batches import step_batches
@@ -217,6 +218,17 @@ def parse() -> argparse.Namespace:
     order = parts.add_parser("order", parents=[common], help=measure_order.__doc__)
     order.add_argument("--clips", type=int, default=100_000)
     order.set_defaults(measure=measure_order)
+
+    starts = parts.add_parser("starts", parents=[common], help=measure_starts.__doc__)
+    starts.add_argument("--clips", type=int, nargs="+", default=[8, 1_000, 10_000, 100_000])
+    starts.set_defaults(measure=measure_starts)
+
+    caching = parts.add_parser("caching", parents=[common], help=measure_caching.__doc__)
+    caching.add_argument("--clips", type=int, default=12)
+    caching.add_argument("--width", type=int, default=128)
+    caching.add_argument("--height", type=int, default=96)
+    caching.add_argument("--scale", type=int, default=10, help="of the source's sides to the bucket's")
+    caching.set_defaults(measure=measure_caching)
     return parser.parse_args()
 
 

@@ -107,7 +107,10 @@ def build_optimizer(
             {"params": [one for one in trained if id(one) not in ups], "lr": settings.learning_rate},
             {"params": [one for one in trained if id(one) in ups], "lr": rate},
         ]
-    return _BUILDERS[settings.name](settings, groups)
+    # Decay would pull the magnitudes of DoRA, which are vectors, away from the lengths that they stand for.
+    vectors = [group | {"weight_decay": 0.0} for group in _with_dimensions(groups, lambda ndim: ndim < 2)]
+    matrices = _with_dimensions(groups, lambda ndim: ndim >= 2)
+    return _BUILDERS[settings.name](settings, [*matrices, *vectors])
 
 
 def _adamw(settings: OptimizerSettings, groups: Sequence[Group]) -> Optimizer:

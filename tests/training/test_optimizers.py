@@ -82,13 +82,13 @@ def test_every_name_is_tested() -> None:
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "prodigy", "adamw_schedulefree"])
 def test_relatives_of_adam_take_the_same_numbers(name: OptimizerName) -> None:
     needs(name)
-    optimizer = build(name, weights(), learning_rate=0.5, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.25)
+    optimizer = build(name, weights()[:2], learning_rate=0.5, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.25)
     (group,) = optimizer.param_groups
     assert [group[key] for key in ("lr", "betas", "eps", "weight_decay")] == [0.5, (0.7, 0.8), 1e-3, 0.25]
 
 
 def test_adamw_is_torch_s_and_not_fused_on_the_cpu() -> None:
-    ours, theirs = weights(), weights()
+    ours, theirs = weights()[:2], weights()[:2]
     optimizer = build("adamw", ours, learning_rate=1e-3, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
     reference = AdamW(theirs, 1e-3, (0.8, 0.9), 1e-6, 0.1)
     for parameters, stepped in ((ours, optimizer), (theirs, reference)):
@@ -106,6 +106,21 @@ def test_lora_plus_gives_b_its_own_rate(name: OptimizerName) -> None:
     optimizer = build(name, parameters, learning_rate=1e-4, lora_plus_ratio=16)
     rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     assert [rates[id(parameter)] for parameter in parameters] == [1e-4, 16e-4, 1e-4]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adamw_schedulefree", "muon"])
+def test_weight_decay_leaves_the_vectors_of_dora_as_they_are(name: OptimizerName) -> None:
+    needs(name)
+    parameters = weights()
+    optimizer = build(name, parameters, learning_rate=1e-2, weight_decay=0.5)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    if name == "adamw_schedulefree":
+        ScheduleFreeWeights(optimizer).take_up()
+    before = parameters[0].detach().clone()
+    optimizer.step()
+    assert not torch.equal(parameters[0], before)
+    assert torch.equal(parameters[2], torch.ones(16))
 
 
 def test_adafactor_s_rate_is_absolute() -> None:

@@ -150,7 +150,7 @@ def cache_decode(
 ) -> None:
     """Show a cached clip as an mp4."""
     run_config, config_dir = _load(config, values, verbose=verbose)
-    from longcat_tune.runs.cache_commands import decode as run
+    from longcat_tune.runs.cache_decode import decode as run
 
     run(run_config, config_dir=config_dir, clip=clip, out=out)
 

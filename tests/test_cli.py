@@ -29,7 +29,7 @@ RUNS = {
     "cache status": ("cache_commands", "status"),
     "cache verify": ("cache_commands", "verify"),
     "cache prune": ("cache_commands", "prune"),
-    "cache decode": ("cache_commands", "decode"),
+    "cache decode": ("cache_decode", "decode"),
 }
 """For each command, the module of runs and its function."""
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "vae"
 NAMED_AT_MOST = 5
+LATENTS_AT_ONCE = 64
 
 
 def vae_identity(checkpoint: Path, *, hash_of: Callable[[Path], str] = file_hash) -> str:
@@ -156,14 +157,18 @@ class VideoAutoencoder:
             return self.normalize(mean_CTHW)
         # One place for every causal convolution; there are fewer of those than of modules.
         features: list[Tensor | None] = [None for _ in self.module.encoder.modules()]
-        means = []
+        blocks: list[Tensor] = []
         for number, chunk in enumerate(chunks):
             assert chunk.shape[1] == (TEMPORAL_STRIDE if number else 1)
             _check_size(chunk[:, :1])
             encoded = self.module.encoder(self._pixels(chunk)[None], feat_cache=features, feat_idx=[0])
-            mean_1CTHW, _ = self.module.quant_conv(encoded).chunk(2, dim=1)
-            means.append(mean_1CTHW[0].float())
-        return self.normalize(torch.cat(means, dim=1))
+            mean_CHW = self.module.quant_conv(encoded).chunk(2, dim=1)[0][0, :, 0]
+            if number % LATENTS_AT_ONCE == 0:
+                # Many small tensors that stay, between large ones that go, would tear the memory to pieces.
+                blocks.append(mean_CHW.new_empty(LATENTS_AT_ONCE, *mean_CHW.shape))
+            blocks[-1][number % LATENTS_AT_ONCE] = mean_CHW
+        mean_TCHW = torch.cat(blocks)[: number + 1]
+        return self.normalize(mean_TCHW.transpose(0, 1))
 
     @torch.no_grad()
     def decode(self, latents_CTHW: Tensor) -> Tensor:

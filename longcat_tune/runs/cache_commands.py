@@ -1,14 +1,12 @@
-"""The commands `cache status`, `verify`, `prune` and `decode`: what caches hold, against what a run needs.
+"""The commands `cache status`, `verify` and `prune`: what caches hold, against what a run needs.
 
 All of them plan the run as `check` does, for the names of its files follow from its clips and keys.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +14,17 @@ from typing import Any
 
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.cache import (
-    LATENTS_SUFFIX,
     Job,
     LatentJob,
     TextJob,
     latents_sizes,
-    read_latents,
     text_bytes,
     unfinished,
 )
 from longcat_tune.data.cache_files import FolderContents, latents_fault, remove, text_fault
-from longcat_tune.data.video import write_mp4
-from longcat_tune.errors import ConfigError, DataError
+from longcat_tune.errors import DataError
 from longcat_tune.log import output, progress
-from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.build import DTYPES, find_checkpoint, pick_device
-from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
-from longcat_tune.runs.plan import make_plan
-from longcat_tune.runs.requests import plan_requests
-from longcat_tune.sampling.pictures import to_frames
-from longcat_tune.training.trouble import explained_out_of_memory
+from longcat_tune.runs.cache_jobs import CacheJobs, wanted_by
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +84,24 @@ def status(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
     Raises:
         UserError: the plan cannot be made, or a folder cannot be read.
     """
-    jobs, _ = _wanted(config, config_dir)
+    jobs, _ = wanted_by(config, config_dir)
     folders = [use.report() for use in _uses(jobs)]
+    problems = len(jobs.plan.problems)
     if as_json:
-        _print_json({"folders": folders})
+        _print_json({"folders": folders, "problems": problems})
         return
     rows = [("files", "size", "needed", "have", "missing", "not needed", "folder")]
     for one in folders:
         counts = [f"{one[key]:,}" for key in ("needed", "have", "missing", "not_needed")]
         rows.append((f"{one['files']:,}", _size(one["bytes"]), *counts, one["folder"]))
     missing = sum(one["missing"] for one in folders)
-    says = f"missing in all: {missing:,}" + ("; train encodes them first" if missing else "")
-    output.print("\n".join([*_aligned(rows), says]), markup=False, highlight=False)
+    says = [f"missing in all: {missing:,}" + ("; train encodes them first" if missing else "")]
+    if problems:
+        says.append(
+            f"problems of the datasets: {problems:,}; `longcat-tune check` lists them. What is cached of "
+            "clips that cannot be used counts as not needed"
+        )
+    output.print("\n".join([*_aligned(rows), *says]), markup=False, highlight=False)
 
 
 def verify(config: RunConfig, *, config_dir: Path, as_json: bool, remove_damaged: bool) -> None:
@@ -122,7 +117,7 @@ def verify(config: RunConfig, *, config_dir: Path, as_json: bool, remove_damaged
         DataError: at least one is damaged, and they are not to be removed.
         UserError: the plan cannot be made, or a folder cannot be read or written to.
     """
-    jobs, _ = _wanted(config, config_dir)
+    jobs, _ = wanted_by(config, config_dir)
     texts = _present(jobs.texts)
     latents = _present(jobs.latents)
     with progress("Reading cached files", len(texts) + len(latents)) as bar:
@@ -162,7 +157,7 @@ def prune(config: RunConfig, *, config_dir: Path, yes: bool) -> None:
         DataError: a file of a dataset cannot be used, so that its cached files would count as not needed.
         UserError: the plan cannot be made, or a folder cannot be read or written to.
     """
-    jobs, _ = _wanted(config, config_dir)
+    jobs, _ = wanted_by(config, config_dir)
     jobs.plan.require_sound()
     uses = [use for use in _uses(jobs) if use.unneeded]
     for use in uses:
@@ -183,46 +178,6 @@ def prune(config: RunConfig, *, config_dir: Path, yes: bool) -> None:
             "configs that share the folders may need them, and would encode them again"
         )
     output.print(says, markup=False, highlight=False)
-
-
-def decode(config: RunConfig, *, config_dir: Path, clip: str | None, out: Path | None) -> None:
-    """Show cached latents as an mp4, or list the clips when none is named.
-
-    Args:
-        config: what was asked; its VAE decodes, and the video has its framerate.
-        config_dir: where relative paths of the config start.
-        clip: id of a clip, or path of a file with latents.
-        out: the mp4; None: `output_dir/decoded/<name>.mp4`.
-
-    Raises:
-        ConfigError: no clip has this id.
-        DataError: it is not encoded yet, or its file is damaged.
-        UserError: the plan cannot be made, the device has no room, or the mp4 cannot be written.
-    """
-    if clip is not None and clip.endswith(LATENTS_SUFFIX):
-        path, name = Path(clip), Path(clip).name.removesuffix(LATENTS_SUFFIX)
-    else:
-        _, cached = _wanted(config, config_dir)
-        if clip is None:
-            _list_clips(cached)
-            return
-        path, name = _latents_of(clip, cached), clip
-    latents_CTHW = read_latents(path)
-    checkpoint, device = find_checkpoint(config.model), pick_device()
-    with explained_out_of_memory("decoding"):
-        vae = VideoAutoencoder.load(checkpoint.vae, dtype=DTYPES[config.model.vae_dtype], device=device)
-        frames_FHW3 = to_frames(vae.decode(latents_CTHW))
-    safe_name = re.sub(r"[^\w-]+", "-", name).strip("-")
-    target = out or config.output.output_dir / "decoded" / f"{safe_name}.mp4"
-    write_mp4(target, frames_FHW3, config.data.framerate)
-    output.print(str(target), markup=False, highlight=False)
-
-
-def _wanted(config: RunConfig, config_dir: Path) -> tuple[CacheJobs, CachedRun]:
-    """Everything that the run has in its caches, or will have."""
-    plan = make_plan(config, config_dir=config_dir)
-    jobs = CacheJobs(config, plan, find_checkpoint(config.model))
-    return jobs, jobs.of_run(plan_requests(config.validation, plan.render_source))
 
 
 def _uses(jobs: CacheJobs) -> Iterator[FolderUse]:
@@ -260,31 +215,6 @@ def _examined(
     for latent in latents:
         reason = latents_fault(latent.path, latent.bucket, channels=jobs.channels)
         yield None if reason is None else Damage(latent.path, reason)
-
-
-def _latents_of(clip: str, cached: CachedRun) -> Path:
-    """The latents of a clip's first window."""
-    paths = {sample.clip_id: sample.latents_paths for sample in cached.samples}
-    if clip not in paths:
-        near = difflib.get_close_matches(clip, paths, n=3) or list(paths)[:3]
-        raise ConfigError(
-            f"CLIP ({clip}) must be the id of a clip or a *{LATENTS_SUFFIX} file; the nearest ids are "
-            f"{', '.join(near)}"
-        )
-    first, *others = paths[clip]
-    if not first.exists():
-        raise DataError(f"{clip} is not encoded yet ({first} is missing); run `longcat-tune cache-latents`")
-    if others:
-        logger.info("%s has %d windows and this is the first; the others: %s", clip, len(paths[clip]),
-                    ", ".join(map(str, others)))  # fmt: skip
-    return first
-
-
-def _list_clips(cached: CachedRun) -> None:
-    ids = [sample.clip_id for sample in cached.samples]
-    more = [f"... and {len(ids) - LISTED_AT_MOST:,} more"] if len(ids) > LISTED_AT_MOST else []
-    lines = ["clips to decode:", *ids[:LISTED_AT_MOST], *more]
-    output.print("\n".join(lines), markup=False, highlight=False)
 
 
 def _print_json(value: Any) -> None:

@@ -26,8 +26,9 @@ from longcat_tune.log import Bar, progress
 from longcat_tune.model.text_encoder import features_width, text_encoder_identity
 from longcat_tune.model.vae import latent_channels, vae_identity
 from longcat_tune.model.weights import read_transformer_config
-from longcat_tune.runs.build import CheckpointFolders
-from longcat_tune.runs.plan import PlannedDataset, RunPlan
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint
+from longcat_tune.runs.plan import PlannedDataset, RunPlan, make_plan
+from longcat_tune.runs.requests import plan_requests
 from longcat_tune.runs.weight_hashes import WeightHashes
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
@@ -286,6 +287,21 @@ def _only_first(clip: PlannedClip) -> PlannedClip:
     """The clip with its first window and its first caption."""
     record = replace(clip.record, captions=clip.record.captions[:1])
     return replace(clip, record=record, windows=clip.windows[:1])
+
+
+def wanted_by(config: RunConfig, config_dir: Path) -> tuple[CacheJobs, CachedRun]:
+    """Plan a run as far as the names of all that it has in its caches, or will have.
+
+    Args:
+        config: what was asked.
+        config_dir: where relative paths of the config start.
+
+    Raises:
+        UserError: the plan cannot be made, or an encoder is missing.
+    """
+    plan = make_plan(config, config_dir=config_dir)
+    jobs = CacheJobs(config, plan, find_checkpoint(config.model))
+    return jobs, jobs.of_run(plan_requests(config.validation, plan.render_source))
 
 
 def _effective_crop(clip: PlannedClip) -> tuple[float, float]:

@@ -86,6 +86,18 @@ def test_status_counts_what_is_there_needed_missing_and_not_needed(run, capsys):
     assert says == "missing in all: 1; train encodes them first"
 
 
+def test_status_says_when_clips_that_cannot_be_used_distort_the_picture(run, capsys):
+    (run / "clips" / "clip-1.mp4").write_bytes(b"")
+    answer = report(run, capsys, "status")
+    assert answer["problems"] == 1
+    assert answer["folders"][1]["not_needed"] > 0
+    assert command(run, "status") == 0
+    assert printed(capsys)[-1] == (
+        "problems of the datasets: 1; `longcat-tune check` lists them. What is cached of clips that cannot "
+        "be used counts as not needed"
+    )
+
+
 def test_verify_reads_whole_caches(run, capsys):
     assert command(run, "verify") == 0
     assert printed(capsys) == [f"{len(latents(run)) + 4} files read, 0 not encoded yet, 0 damaged"]

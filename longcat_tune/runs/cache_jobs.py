@@ -195,7 +195,8 @@ class CacheJobs:
 
     def clip_folder(self, entry: DatasetEntry) -> Path:
         """Where the latents of a dataset belong."""
-        return entry.cache_dir_vae or self.folder / "vae" / entry.id
+        assert entry.cache_dir_vae is not None  # the loader fills it in
+        return entry.cache_dir_vae
 
     def image(self, image: Path, size: Bucket, *, frame: int = 0, crop: tuple[float, float] = CENTER) -> Path:
         """Ask for a start image, in the cache of the conditioning dataset that it is part of, if any.

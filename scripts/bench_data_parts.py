@@ -125,7 +125,7 @@ def measure_caching(options: argparse.Namespace) -> Results:
                 picks=FramePicks(0, bucket.num_frames, 30.0),
                 bucket=bucket,
                 crop=(0.5, 0.5),
-                source_fps=30.0,
+                source_fps=None,
                 path=Path(folder) / f"{number}.latents.safetensors",
             )
             for number in range(options.clips)

@@ -111,7 +111,8 @@ class VideoOptions(Section):
 
     @model_validator(mode="after")
     def _something_is_left_to_learn(self) -> Self:
-        if self.continuation_frames is not None and self.continuation_frames >= self.num_frames:
+        fixed = self.bucket_strategy == "aspect_ratio" or self.num_frames_given
+        if fixed and self.continuation_frames is not None and self.continuation_frames >= self.num_frames:
             raise ValueError(
                 f"video.continuation_frames ({self.continuation_frames}) must be below video.num_frames "
                 f"({self.num_frames}); lower one or raise the other"

@@ -78,7 +78,7 @@ def load_datasets(config: RunConfig, *, config_dir: Path) -> tuple[DatasetEntry,
     for number, raw in enumerate(raw_entries, start=1):
         if not isinstance(raw, dict):
             findings.add(f"{path}: entry {number} must be an object; put its keys between {{ and }}")
-        elif raw.get("disabled", raw.get("disable")) is True:
+        elif str(raw.get("disabled", raw.get("disable"))).lower() in {"true", "1"}:
             logger.info("%s: dataset %s is disabled", path, raw.get("id", number))
         else:
             entries.append(_entry(raw, number, config=config, path=path, findings=findings))

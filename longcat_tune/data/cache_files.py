@@ -132,10 +132,10 @@ def _examined(path: Path, name: str) -> tuple[Tensor | None, str]:
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
-            about = json.loads(file.metadata()[ORIGIN])
+            written = json.loads(file.metadata()[ORIGIN])["content"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         return None, f"cannot be read ({error})"
-    if about["content"] != content_hash(tensor):
+    if written != content_hash(tensor):
         return None, "does not hold the bytes that were written"
     if not tensor.isfinite().all():
         return None, "holds values that are not finite"

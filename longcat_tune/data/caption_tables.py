@@ -108,12 +108,22 @@ def _texts(cell: object, row: _Row, table: CaptionTable) -> tuple[str, ...]:
             return ()
         case str(text):
             text = text.strip()
+            _require_characters(text, row, table)
             return (text,) if text else ()
         case list(texts):
             return tuple(one for text in texts for one in _texts(text, row, table))
         case other:
             reason = f"has a caption in {row.place} that is neither text nor a list of texts: {other!r}"
             raise UnusableFileError(table.path, reason, "write text there")
+
+
+def _require_characters(text: str, row: _Row, table: CaptionTable) -> None:
+    """JSON can hold halves of characters, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"has a caption in {row.place} with half a character in it: {text!r}"
+        raise UnusableFileError(table.path, reason, "write the caption anew") from error
 
 
 def _csv_rows(table: CaptionTable) -> Iterator[_Row]:

@@ -28,6 +28,11 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(VIDEO_EXTENSIONS, "video"),
     **dict.fromkeys(IMAGE_EXTENSIONS, "image"),
 }
+TEXTS_AND_TABLES = (
+    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".yaml", ".yml", ".srt", ".vtt",
+)  # fmt: skip
+COMPANIONS = frozenset({*TEXTS_AND_TABLES, ".safetensors", ".part"})
+"""Endings of texts, tables and our own caches, which may lie beside clips without being clips."""
 TAKEN: dict[DatasetType, tuple[Kind, ...]] = {
     "video": ("video", "sequence"),
     "image": ("image",),
@@ -65,6 +70,7 @@ class Listing:
         base: where the names start: the folder itself; the one above, when the folder is itself a clip.
         files: those the dataset takes, by name.
         others: names of videos and images that it does not take.
+        unknown: names of files that are neither, nor texts or tables beside them.
         linked_folders: names of links to folders.
         unreadable: folders that cannot be listed, with the system's words.
     """
@@ -72,6 +78,7 @@ class Listing:
     base: Path
     files: list[FoundFile] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     linked_folders: list[str] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -90,6 +97,7 @@ def list_files(folder: Path, dataset_type: DatasetType) -> Listing:
     # As if folders were compared name by name: the slash counts as the lowest character.
     found.files.sort(key=lambda file: file.name.replace("/", "\0"))
     found.others.sort()
+    found.unknown.sort()
     found.linked_folders.sort()
     return found
 
@@ -131,8 +139,9 @@ class _Walk:
         _, dot, ending = entry.name.rpartition(".")
         kind = KINDS.get(dot + ending.lower())
         if kind is None:
-            return
-        if kind in self.taken:
+            if dot + ending.lower() not in COMPANIONS:
+                self.found.unknown.append(name)
+        elif kind in self.taken:
             self.found.files.append(self._file(name, kind, entry))
         else:
             self.found.others.append(name)

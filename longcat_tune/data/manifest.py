@@ -124,6 +124,10 @@ def _folder_notices(entry: DatasetEntry, listing: Listing) -> Iterator[Notice]:
         if "sequence" in TAKEN[kind]:
             remedy += "; the frames of a clip must be alone in a folder and numbered, as in 0001.png"
         yield Notice(entry.id, fact, remedy)
+    if listing.unknown:
+        count, names = len(listing.unknown), some(listing.unknown)
+        fact = f"files of no kind that is known here, which are not used: {count} ({names})"
+        yield Notice(entry.id, fact, "to use them, convert videos to mp4 and images to png")
     if listing.linked_folders:
         count, names = len(listing.linked_folders), some(listing.linked_folders)
         fact = f"links to folders, which are not followed: {count} ({names})"

@@ -186,18 +186,25 @@ def _uses(jobs: CacheJobs) -> Iterator[FolderUse]:
         *(job.path for job in unfinished(jobs.latents, least_bytes=latents_sizes(jobs.channels))),
         *(job.path for job in unfinished(jobs.texts, least_bytes=text_bytes)),
     ]
-    needed = _names_by_folder([*(job.path for job in jobs.latents), *(job.path for job in jobs.texts)])
-    missing = _names_by_folder(incomplete)
+    paths = [*(job.path for job in jobs.latents), *(job.path for job in jobs.texts)]
+    needed, missing = _names_by_folder(paths), _names_by_folder(incomplete)
     none: frozenset[str] = frozenset()
-    for folder in sorted(needed.keys() | set(jobs.folders())):
-        yield FolderUse(FolderContents.of(folder), needed.get(folder, none), missing.get(folder, none))
+    # A folder may be written in two ways; taken for two, each would not need what the other needs.
+    spelled = {
+        folder.resolve(): folder for folder in sorted({path.parent for path in paths} | jobs.folders())
+    }
+    for real, folder in spelled.items():
+        yield FolderUse(FolderContents.of(folder), needed.get(real, none), missing.get(real, none))
 
 
 def _names_by_folder(paths: Sequence[Path]) -> dict[Path, frozenset[str]]:
     names: dict[Path, set[str]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add(path.name)
-    return {folder: frozenset(those) for folder, those in names.items()}
+    real: dict[Path, frozenset[str]] = {}
+    for folder, those in names.items():
+        real[folder.resolve()] = real.get(folder.resolve(), frozenset()) | those
+    return real
 
 
 def _present(jobs: Sequence[Job]) -> list[Job]:

@@ -15,6 +15,7 @@ from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.load import load_datasets
 from longcat_tune.config.run import RunConfig
 from longcat_tune.config.validation import ValidationSection
+from longcat_tune.data.collecting import uncollected
 from longcat_tune.data.duplicates import duplicates
 from longcat_tune.data.epochs import DatasetBatches, Phase
 from longcat_tune.data.manifest import Manifest
@@ -104,8 +105,11 @@ class RunPlan:
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
-        """Every file of every dataset that cannot be used."""
-        return tuple(refusal for dataset in self.datasets for refusal in dataset.plan.refusals)
+        """Every file that cannot be used; a start image is named with its clip, if it has one."""
+        of_clips = [refusal for dataset in self.datasets for refusal in dataset.plan.refusals]
+        of_images = (refusal for images in self.start_images for refusal in images.refusals)
+        untold = (one for one in of_images if not any(str(one.path) in clip.reason for clip in of_clips))
+        return (*of_clips, *untold)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -133,6 +137,7 @@ class RunPlan:
         raise_problems(self.problems)
 
 
+@uncollected()
 def make_plan(config: RunConfig, *, config_dir: Path) -> RunPlan:
     """Look at every file of every dataset and decide what becomes of it.
 

@@ -101,8 +101,12 @@ def _incomplete_encoders(checkpoint: CheckpointFolders) -> Iterator[CheckpointEr
     for folder in (checkpoint.vae / "vae", checkpoint.text_encoder / "text_encoder"):
         needed = [folder / "config.json"]
         for index in folder.glob("*.safetensors.index.json"):
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            needed += [folder / name for name in sorted(set(shards))]
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                yield CheckpointError(f"{index}: damaged; fetch the checkpoint again")
+                continue
+            needed += [folder / name for name in sorted(shards)]
         missing = [path for path in needed if not path.is_file()]
         if missing:
             yield CheckpointError(f"{missing[0]}: missing; fetch the checkpoint again")

@@ -14,6 +14,7 @@ from typing import Any
 
 from longcat_tune import __version__
 from longcat_tune.config.training import TrainingSection
+from longcat_tune.data.epochs import DatasetBatches
 from longcat_tune.data.sampler import count_batches
 from longcat_tune.data.tasks import given_frames
 from longcat_tune.runs.build import CheckpointFolders
@@ -52,8 +53,8 @@ def plan_report(
                 "id": images.entry.id,
                 "found": images.found,
                 "used": images.used,
-                "refused": images.refused,
-                "without_clip": images.found - images.used - images.refused,
+                "refused": len(images.refusals),
+                "without_clip": images.found - images.used - len(images.refusals),
             }
             for images in plan.start_images
         ],
@@ -112,23 +113,30 @@ def _bucket_rows(
     dataset: PlannedDataset, training: TrainingSection, active: Sequence[bool] | None
 ) -> list[dict[str, Any]]:
     clips = Counter(clip.bucket for clip in dataset.plan.clips)
+    whole = count_batches(dataset.bucket_uses.values(), training.train_batch_size)
+    share = DatasetBatches(whole, dataset.entry.probability).per_epoch / whole if whole else 1.0
     rows = []
     for bucket, uses in sorted(dataset.bucket_uses.items()):
         batches = count_batches([uses], training.train_batch_size)
         at_once = training.gradient_accumulation_steps * launched_processes()
-        steps = dataset.entry.probability * batches / at_once
+        steps = share * batches / at_once
         rows.append(
             {
                 "bucket": bucket.name,
                 "clips": clips[bucket],
-                "uses_per_epoch": 0 if active is None else uses,
+                "uses_per_epoch": 0 if active is None else _shared(uses, share),
                 "frames": bucket.num_frames,
                 "tokens": bucket.num_tokens,
-                "batches": 0 if active is None else batches,
+                "batches": 0 if active is None else _shared(batches, share),
                 "steps_per_epoch": [round(steps, 2) if one else 0.0 for one in active or ()],
             }
         )
     return rows
+
+
+def _shared(count: int, share: float) -> float:
+    """Of so many in a whole pass, how many an epoch has on average."""
+    return count if share == 1 else round(count * share, 2)
 
 
 def _task_report(task: Task, dataset: PlannedDataset) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class StartImageSet:
         entry: as written.
         found: how many images there are.
         used: those that a clip is paired with.
-        refused: those that cannot be read.
+        refusals: those that cannot be read.
         faults: what keeps it as a whole from being used.
         notices: what its owner should know.
     """
@@ -31,7 +31,7 @@ class StartImageSet:
     entry: DatasetEntry
     found: int
     used: int
-    refused: int
+    refusals: tuple[Refusal, ...]
     faults: tuple[Refusal, ...]
     notices: tuple[Notice, ...]
 
@@ -55,7 +55,7 @@ class StartImageSet:
             entry=entry,
             found=manifest.found,
             used=len(manifest.records) - len(unused),
-            refused=len(manifest.refusals),
+            refusals=manifest.refusals,
             faults=manifest.faults,
             notices=notices,
         )

@@ -13,6 +13,7 @@ from longcat_tune.model.identity import file_hash
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "weights.json"
+STAMP_AND_HASH = 3
 
 
 class WeightHashes:
@@ -53,7 +54,7 @@ class WeightHashes:
 def _read(path: Path) -> dict[str, list[int | str]]:
     """Size, modification time in nanoseconds and hash by absolute path."""
     try:
-        known: dict[str, list[int | str]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {str(key): [*row] for key, row in known.items() if len(row) == STAMP_AND_HASH}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
-    return known

@@ -30,14 +30,18 @@ def test_other_and_hidden_files_are_not_found(tmp_path):
     write_image(tmp_path / "clip.png")
     manifest = clips_in(tmp_path)
     assert (names(manifest), manifest.found) == (["clip.mp4"], 1)
-    [line] = told(manifest)
+    line, unknown = told(manifest)
+    assert unknown == (
+        "clips: files of no kind that is known here, which are not used: 1 (mp4); to use them, convert "
+        "videos to mp4 and images to png"
+    )
     assert line == (
         "clips: files that dataset_type video does not take: 1 (clip.png); to use them, make them a dataset "
         "of their own kind; the frames of a clip must be alone in a folder and numbered, as in 0001.png"
     )
     for number in range(7):
         write_clip(tmp_path / f"{number}.mp4", frames=1)
-    [line] = told(clips_in(tmp_path, dataset_type="image"))
+    line, _ = told(clips_in(tmp_path, dataset_type="image"))
     assert line == (
         "clips: files that dataset_type image does not take: 8 (0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 3 "
         "more); to use them, make them a dataset of their own kind"

@@ -39,7 +39,7 @@ def test_the_optimizer_gets_its_numbers() -> None:
     training = TrainingSection(
         learning_rate=0.5, adam_beta1=0.7, adam_beta2=0.8, adam_epsilon=1e-3, adam_weight_decay=0.25
     )
-    [group] = build_optimizer(training, [nn.Parameter(torch.zeros(1))]).param_groups
+    [group] = build_optimizer(training, [nn.Parameter(torch.zeros(1, 1))]).param_groups
     names = ("lr", "betas", "eps", "weight_decay")
     assert [group[name] for name in names] == [0.5, (0.7, 0.8), 1e-3, 0.25]
 

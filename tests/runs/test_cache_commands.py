@@ -152,6 +152,17 @@ def test_prune_deletes_what_is_not_needed_only_after_yes(run, capsys):
     assert printed(capsys) == ["this config needs every file of its caches"]
 
 
+def test_a_folder_that_is_written_in_two_ways_is_one(run, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    absolute = str(run / "out" / "cache" / "vae" / "clips")
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps([entry | {"cache_dir_vae": absolute} for entry in data]))
+    before = latents(run)
+    assert command(run, "prune", "--yes", "--output_dir", "out") == 0
+    assert printed(capsys) == ["this config needs every file of its caches"]
+    assert latents(run) == before
+
+
 def test_prune_spares_everything_while_a_clip_cannot_be_used(run, capsys):
     (run / "clips" / "clip-1.mp4").write_bytes(b"")
     before = latents(run)

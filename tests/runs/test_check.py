@@ -18,6 +18,7 @@ from longcat_tune.runs.check import check
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.runs.problems import SHOWN_OF_A_KIND
 from tests.builders import make_clips, make_run, video_entry
+from tests.media_builders import write_image
 
 
 def checked(folder: Path, datasets: list[dict[str, Any]], capsys, **keys: Any) -> tuple[list[str], str]:
@@ -222,3 +223,32 @@ def test_the_check_reads_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "0 []"
+
+
+def test_a_start_image_that_no_clip_needs_is_refused_by_name_too(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    stills = tmp_path / "stills"
+    write_image(stills / "clip-0.png")
+    (stills / "extra.png").touch()
+    entries = [
+        video_entry(clips, is_i2v=True, conditioning_data=["stills"]),
+        {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)},
+    ]
+    report = checked_json(tmp_path, entries, capsys)
+    assert [Path(problem["file"]).name for problem in report["problems"]] == ["extra.png"]
+
+
+def test_a_share_of_a_dataset_is_counted_as_the_run_takes_it(tmp_path: Path, capsys) -> None:
+    clips = make_clips(tmp_path / "clips", 5)
+    report = checked_json(tmp_path, [video_entry(clips, probability=0.5)], capsys)
+    [row] = report["datasets"][0]["buckets"]
+    assert (row["uses_per_epoch"], row["batches"], row["steps_per_epoch"]) == (3, 3, [3.0])
+
+
+def test_a_damaged_list_of_shards_is_told_with_the_rest(tmp_path: Path, capsys) -> None:
+    checkpoint = copy_of_tiny(tmp_path / "tiny")
+    (checkpoint / "vae" / "x.safetensors.index.json").write_text("{")
+    clips = make_clips(tmp_path / "clips", 1)
+    keys = {"pretrained_model_name_or_path": str(checkpoint)}
+    report = checked_json(tmp_path, [video_entry(clips)], capsys, **keys)
+    assert "x.safetensors.index.json: damaged" in report["problems"][0]["reason"]

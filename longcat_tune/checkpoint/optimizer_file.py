@@ -34,7 +34,8 @@ def write_optimizer(folder: Path, optimizer: Optimizer) -> None:
     values: dict[str, Any] = {}
     for name, value in _flat(packed["state"]):
         if isinstance(value, Tensor):
-            tensors[name] = value
+            # A copy: 8-bit optimizers let all parameters share a table, which safetensors does not write.
+            tensors[name] = value.clone()
         else:
             values[name] = value
     groups = [_without(group, CONFIGURED | {"params"}) for group in packed["param_groups"]]

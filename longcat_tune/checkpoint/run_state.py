@@ -33,6 +33,7 @@ READABLE = (1, 2)
 """Schema 1 lacks best and tracker_run_id."""
 FOLDER_NAME = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = ".tmp-"
+ASIDE = f"{UNFINISHED}aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def save_checkpoint(
     part = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
     try:
         with explained_disk_errors(folder):
+            _put_back(output_dir)
             _remove_unfinished(output_dir)
             part.mkdir(parents=True)
             write_files(part)
@@ -113,6 +115,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     Raises:
         CheckpointError: a folder that was asked for is not there.
     """
+    _put_back(output_dir)
     if wanted == "latest":
         return latest_checkpoint(output_dir)
     for folder in (output_dir / wanted, Path(wanted)):
@@ -162,6 +165,7 @@ def read_state(folder: Path) -> RunState:
 
 def has_checkpoints(output_dir: Path) -> bool:
     """Whether there is any checkpoint folder, whole or damaged."""
+    _put_back(output_dir)
     return bool(_folders(output_dir))
 
 
@@ -224,10 +228,21 @@ def _measure(path: Path) -> dict[str, int | str]:
 
 def _replace(folder: Path, part: Path) -> None:
     """Rename the finished folder into place; one of the same step that was there before makes way."""
+    aside = folder.with_name(f"{folder.name}{ASIDE}")
     if folder.exists():
-        _remove(folder)
+        folder.rename(aside)
     part.rename(folder)
     flush_to_disk(folder.parent)
+    if aside.exists():
+        _remove(aside)
+
+
+def _put_back(output_dir: Path) -> None:
+    """Put back what was set aside by a process that was killed before the new folder was in its place."""
+    for aside in output_dir.glob(f"checkpoint-*{ASIDE}"):
+        folder = aside.with_name(aside.name.removesuffix(ASIDE))
+        if not folder.exists():
+            aside.rename(folder)
 
 
 def _folder(output_dir: Path, step: int) -> Path:

@@ -47,6 +47,7 @@ class FrozenLinear(nn.Linear):
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Let what is stored lie elsewhere, with the same values."""
         self.weight = nn.Parameter(tensors["weight"], requires_grad=False)
+        self.use(self.stored())
 
     def use(self, tensors: Mapping[str, Tensor]) -> None:
         """Compute with these from now on: the stored tensors or their copies on a device."""

@@ -80,7 +80,7 @@ def build_parts(
     training, device = config.training, accelerator.device
     model = model_with_adapter(config, folder, adapter, device=device)
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    ups = {id(weight) for name, weight in named if ".lora_B." in name}
+    ups = {id(weight) for name, weight in named if UP in name}
 
     def is_up(weight: Parameter) -> bool:
         return id(weight) in ups

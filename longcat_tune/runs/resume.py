@@ -143,8 +143,11 @@ def resume(
     if not changed & {EPOCH_ORDER, PROCESSES}:
         state = LoopState(saved.step, saved.epoch, saved.cursor, saved.best)
         return Resumed(state, saved.tracker_run_id)
-    if EPOCH_ORDER in changed and not accept_changes:
-        raise ConfigError(f"{folder} was made with other clips, or in another order; {ACCEPT}")
+    if changed & {EPOCH_ORDER, PROCESSES} and not accept_changes:
+        raise ConfigError(
+            f"{folder} was made with other clips, in another order, or by another number of processes; "
+            f"{ACCEPT}"
+        )
     cursor = cursor_at(saved.step)
     logger.info(
         "Other batches than before: going on with step %d of the new order, in epoch %d",

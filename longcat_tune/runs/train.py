@@ -78,8 +78,11 @@ def _accelerator() -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    # Autocast is this tool's own: what a launcher's settings say of precision must not scale the loss.
     return Accelerator(
-        cpu=pick_device().type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        cpu=pick_device().type == "cpu",
+        mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 
@@ -182,13 +185,14 @@ class _Run:
             events.write("resume", step=start.step, folder=self.resume_from.name)
         if start.step >= max_steps:
             logger.info("All %d steps are done already; raise max_train_steps to train on", max_steps)
+        reports_to = config.output.report_to if self.accelerator.is_main_process else "none"
         groups = step_batches(
             sampler,
             start=Cursor(*start.cursor) if start.cursor else Cursor(0, 0),
             pin_memory=device.type == "cuda",
         )
         with (
-            tracking(config.output.report_to, self._tracked(parts.start)) as tracker,
+            tracking(reports_to, self._tracked(parts.start)) as tracker,
             events.heard_by(tracker.hear),
             progress("Training", max_steps, done=start.step) as bar,
             closing(groups),

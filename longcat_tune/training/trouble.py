@@ -19,8 +19,8 @@ from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
 
 logger = logging.getLogger(__name__)
 
-CPU_ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "not enough memory")
-"""How torch words it where it has no error class of its own: on the CPU and on MPS."""
+ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""How torch words it where it has no error class of its own: on the CPU, on MPS and in CUDA's libraries."""
 
 
 class StopRequest:
@@ -82,7 +82,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def out_of_memory_reason(error: RuntimeError | MemoryError) -> str | None:
     """Say in one line how an error tells of a full device or host; None when it tells of something else."""
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not full and not any(words in str(error) for words in CPU_ALLOCATION_FAILURES):
+    if not full and not any(words in str(error) for words in ALLOCATION_FAILURES):
         return None
     return str(error).partition("\n")[0] or type(error).__name__
 

@@ -61,7 +61,18 @@ class StateWithinState(SGD):
             inner["deep"]["n"] += 1
 
 
+class SharedTable(SGD):
+    """Lets all parameters share a tensor of its state, as 8-bit optimizers do."""
+
+    def step(self, closure: None = None) -> None:
+        super().step()
+        table = torch.arange(4.0)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].setdefault("table", table)
+
+
 OPTIMIZERS: dict[str, Build] = {
+    "shared table": lambda model: SharedTable(model.parameters(), lr=1e-2, momentum=0.9),
     "adamw": adamw,
     "two groups": two_groups,
     "sgd": lambda model: SGD(model.parameters(), lr=1e-2, momentum=0.9),
@@ -368,3 +379,12 @@ def test_an_interruption_while_saving_leaves_nothing_unfinished(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, RunState(1, 0, ()), adamw(toy()), write_files=interrupted, total_limit=1)
     assert names(tmp_path) == []
+
+
+def test_a_checkpoint_set_aside_for_its_successor_comes_back_after_a_kill(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    folder.rename(tmp_path / "checkpoint-000003.tmp-aside")
+    assert find_checkpoint(tmp_path, "latest") == folder
+    assert read_state(folder).step == 3
+    assert save(tmp_path, 3) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000003"]

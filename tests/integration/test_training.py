@@ -147,7 +147,7 @@ def test_changed_clips_go_on_at_the_same_step_of_the_new_order(tmp_path: Path, c
     clips = make_clips(tmp_path / "clips", count=3)
     train(make_run(tmp_path, [video_entry(clips)], max_train_steps=2), config_dir=tmp_path)
     changed = [video_entry(clips, repeats=1)]
-    with pytest.raises(ConfigError, match=r"made with other clips, or in another order.*--accept_changes"):
+    with pytest.raises(ConfigError, match=r"made with other clips, in another order.*--accept_changes"):
         train(make_run(tmp_path, changed, max_train_steps=3), config_dir=tmp_path)
     config = make_run(tmp_path, changed, max_train_steps=3, accept_changes=True)
     with caplog.at_level("INFO"):

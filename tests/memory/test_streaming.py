@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -172,3 +173,11 @@ def test_a_frozen_layer_moves_with_its_module():
     block = toy_blocks(1)[0]
     freeze_linears(block)
     assert block.double().wide(torch.ones(1, WIDTH).double()).dtype == torch.float64
+
+
+def test_weights_leave_where_they_were_as_soon_as_they_are_streamed():
+    blocks = toy_blocks(2)
+    originals = [weakref.ref(blocks[number].wide.weight) for number in range(2)]
+    streamed(blocks)
+    gc.collect()
+    assert [original() for original in originals] == [None, None]

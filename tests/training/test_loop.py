@@ -34,12 +34,12 @@ def test_steps_equal_a_bare_loop_to_the_bit(method: Any, limit: float) -> None:
             moved = to_device(batch, torch.device("cpu"))
             output = training_step(bare.model, moved, sigma_B=sigma, noise_BCTHW=noise)
             (output.loss_B.mean() / len(group.batches)).backward()
-        norm = torch.nn.utils.clip_grad_norm_(bare.model.parameters(), float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(bare.parameters, float("inf"))
         assert seen.metrics[step - 1].grad_norm == norm.item()
         if limit and method == "norm":
-            torch.nn.utils.clip_grad_norm_(bare.model.parameters(), limit)
+            torch.nn.utils.clip_grad_norm_(bare.parameters, limit)
         elif limit:
-            torch.nn.utils.clip_grad_value_(bare.model.parameters(), limit)
+            torch.nn.utils.clip_grad_value_(bare.parameters, limit)
         bare.optimizer.step()
         bare.optimizer.zero_grad()
         bare.schedule.step()

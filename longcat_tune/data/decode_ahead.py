@@ -59,9 +59,11 @@ def decode_ahead(
             clips.popleft()
             queue.close()
     finally:
+        # The waiting clips first: a thread whose clip is closed would begin the next of them.
+        pool.shutdown(wait=False, cancel_futures=True)
         for _, queue in clips:
             queue.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
 
 
 class _ChunkQueue:

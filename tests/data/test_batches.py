@@ -233,7 +233,7 @@ def test_closing_ends_all_threads(tmp_path):
 
 def test_batches_are_read_by_several_threads_a_whole_step_ahead_and_no_further(tmp_path, monkeypatch):
     read: list[str] = []
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=60)
 
     def load(plan: BatchPlan):
         if len(read) < 2:

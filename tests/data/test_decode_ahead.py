@@ -23,12 +23,13 @@ def read(clips) -> list[tuple[str, list[int]]]:
     return [(job, [int(chunk[0]) - ord(job) for chunk in chunks]) for job, chunks in clips]
 
 
-def settled(count) -> int:
-    """The value of a count once it has stopped rising."""
-    seen = -1
-    while seen != (seen := count()):
-        time.sleep(0.1)
-    return seen
+def settles_at(wanted: int, count) -> bool:
+    """Whether a count that threads raise comes to a value and stays there."""
+    deadline = time.monotonic() + 60
+    while count() < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return count() == wanted
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -62,10 +63,10 @@ def test_a_long_clip_waits_in_a_queue_of_bounded_bytes():
     clips = decode_ahead("abcdef", decode, workers=2, max_bytes=12 * CHUNK)
     _, chunks = next(clips)
     # Four fit into each queue, and one more is in the decoder's hands; of each worker one clip is ahead.
-    assert settled(lambda: len(decoded)) == 2 * 5
+    assert settles_at(2 * 5, lambda: len(decoded))
     assert set(decoded) == {"a", "b"}
     assert len(list(chunks)) == 100
-    assert settled(lambda: len(decoded)) == 100 + 2 * 5
+    assert settles_at(100 + 2 * 5, lambda: len(decoded))
     clips.close()
 
 
@@ -99,9 +100,10 @@ def test_an_error_comes_where_its_chunk_would_have_been():
 
 
 def test_closing_ends_all_threads_and_decoders_at_their_next_chunk():
-    before, ended = threading.active_count(), []
+    before, begun, ended = threading.active_count(), [], []
 
     def endless(job: str) -> Iterator[torch.Tensor]:
+        begun.append(job)
         try:
             while True:
                 yield torch.zeros(CHUNK, dtype=torch.uint8)
@@ -111,9 +113,8 @@ def test_closing_ends_all_threads_and_decoders_at_their_next_chunk():
     clips = decode_ahead("abcd", endless, workers=2, max_bytes=10 * CHUNK)
     _, chunks = next(clips)
     next(chunks)
-    start = time.monotonic()
+    assert settles_at(2, lambda: len(begun))
     clips.close()
-    assert time.monotonic() - start < 1
     assert sorted(ended) == ["a", "b"]
     assert threading.active_count() == before
 

@@ -25,7 +25,7 @@ def test_the_next_item_is_made_while_the_consumer_works_and_no_more():
 
 
 def test_several_workers_work_at_once_and_keep_the_order():
-    together = threading.Barrier(3, timeout=5)
+    together = threading.Barrier(3, timeout=60)
 
     def slow_first(n: int) -> int:
         if n < 3:

@@ -39,6 +39,12 @@ class MemorySection(Section):
     musubi_block_swap_device: Annotated[str, _LATER] = Field(
         default="cpu", description="Where they are kept."
     )
+    feed_forward_chunk_size: Annotated[int | None, _LATER] = Field(
+        default=None,
+        ge=256,
+        description="Tokens that a feed-forward layer works on at a time: less memory, the same result. "
+        "null: all at once.",
+    )
     memory_plan: Annotated[Literal["manual", "auto"], _LATER] = Field(
         default="manual", description="auto: choose the offloading that makes the run fit the device."
     )

@@ -19,6 +19,7 @@ import torch
 from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.cache_fill import fill_latents
 from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.sources import stamp_of
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.data.video import write_mp4
 from longcat_tune.model.vae import VideoAutoencoder
@@ -121,7 +122,8 @@ def measure_caching(options: argparse.Namespace) -> Results:
         jobs = [
             LatentJob(
                 clip_id=f"clips/{number}",
-                source=write_source(Path(folder), number, options.scale),
+                source=(source := write_source(Path(folder), number, options.scale)),
+                stamp=stamp_of(source),
                 picks=FramePicks(0, bucket.num_frames, 30.0),
                 bucket=bucket,
                 crop=(0.5, 0.5),

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from longcat_tune.data.collecting import uncollected
+from longcat_tune.data.source_rows import Stamp
 from longcat_tune.errors import DataError
 from longcat_tune.files import write_tensors_atomically
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
@@ -46,6 +47,7 @@ class LatentJob:
     Attributes:
         clip_id: dataset id and name, as messages show it.
         source: the clip, image or folder of numbered pictures.
+        stamp: of the source when its content was hashed for the name of the file.
         picks: the frames to take, one per frame of the bucket.
         bucket: the size and length it is brought to.
         crop: share of the spare width and height left of the crop and above it.
@@ -55,6 +57,7 @@ class LatentJob:
 
     clip_id: str
     source: Path
+    stamp: Stamp
     picks: FramePicks
     bucket: Bucket
     crop: tuple[float, float]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from longcat_tune.data.refusals import UnusableFileError
+from longcat_tune.data.refusals import REPLACE, UnusableFileError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -32,7 +32,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             picture_HW3 = np.array(_opaque(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = f"cannot be read as an image ({_words(error, path)})"
-        raise UnusableFileError(path, reason, "replace the file or take it out of the folder") from error
+        raise UnusableFileError(path, reason, REPLACE) from error
     return picture_HW3[None]
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from longcat_tune.config.datasets import DatasetType
 from longcat_tune.data.images import IMAGE_EXTENSIONS
-from longcat_tune.data.refusals import UnusableFileError
+from longcat_tune.data.refusals import REPLACE, UnusableFileError
 from longcat_tune.data.sequences import numbered_pictures
 from longcat_tune.data.source_rows import Stamp
 from longcat_tune.data.sources import stamp_of_pictures
@@ -41,7 +41,6 @@ TAKEN: dict[DatasetType, tuple[Kind, ...]] = {
 }
 """Only under `video` are the pictures of a folder one clip; elsewhere each is on its own."""
 
-REPLACE = "replace the file or take it out of the folder"
 COPY_HERE = "copy the file there or make its folder a dataset"
 UNSEEN = Stamp(0, 0)
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from longcat_tune.errors import DataError
 from longcat_tune.types import Refusal
 
+REPLACE = "replace the file or take it out of the folder"
+"""The remedy for a file that nobody can read."""
+CHANGED = "it changed after it was planned: start again"
+"""The remedy for a file that is not what was planned."""
+
 
 class UnusableFileError(DataError):
     """One clip, image or caption file that must be changed or taken out.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from longcat_tune.data.images import IMAGE_EXTENSIONS, read_image
-from longcat_tune.data.refusals import UnusableFileError
+from longcat_tune.data.refusals import CHANGED, UnusableFileError
 from longcat_tune.data.video_packets import TIE_SECONDS
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]+)(?P<extension>\.[^.]+)", re.DOTALL)
 
-CHANGED = "it changed after it was planned: start again"
 RENUMBER = "add what is missing, or number the pictures one after the other"
 ONE_SIZE = "export all its pictures in one size"
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from longcat_tune.data.refusals import CHANGED, UnusableFileError
 from longcat_tune.data.sequences import sequence_pictures
 from longcat_tune.data.source_rows import (
     Facts,
@@ -26,7 +27,7 @@ from longcat_tune.data.source_rows import (
     read_rows,
     row_of,
 )
-from longcat_tune.errors import DataError, UserError
+from longcat_tune.errors import UserError
 from longcat_tune.files import explained_disk_errors, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -72,19 +73,27 @@ class SourceIndex:
         """Return the content hash of a file, or of a folder of numbered pictures with their names.
 
         Raises:
-            DataError: it cannot be read, or the folder no longer holds the pictures of one clip.
+            UnusableFileError: it cannot be read, or the folder no longer holds the pictures of one clip.
+        """
+        return self.stamped_content(path)[1]
+
+    def stamped_content(self, path: Path) -> tuple[Stamp, str]:
+        """Return what `content` does, after the stamp that the file had before it was read.
+
+        Raises:
+            UnusableFileError: as `content`.
         """
         key = _key(path)
         try:
             stamp, pictures = _look_at(path)
             facts = self._facts(key, stamp)
             if facts.content is not None:
-                return facts.content
+                return stamp, facts.content
             content = _hash_of_pictures(pictures) if pictures else _hash_of_file(path)
         except OSError as error:
             raise _unreadable(path, error) from error
         self._note(key, facts._replace(content=content))
-        return content
+        return stamp, content
 
     def save(self) -> None:
         """Write down what was learned since the last time.
@@ -145,12 +154,26 @@ def stamp_of(path: Path) -> Stamp:
     """Look at a file, or a folder of numbered pictures, without opening any.
 
     Raises:
-        DataError: it is not there, or the folder no longer holds the pictures of one clip.
+        UnusableFileError: it is not there, or the folder no longer holds the pictures of one clip.
     """
     try:
         return _look_at(path)[0]
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def require_unchanged(path: Path, stamp: Stamp) -> None:
+    """Make sure that what was read since is what was stamped.
+
+    Args:
+        path: the file or folder.
+        stamp: from before it was read.
+
+    Raises:
+        UnusableFileError: it is another file by now, or gone.
+    """
+    if stamp_of(path) != stamp:
+        raise UnusableFileError(path, "is no longer the file that was looked at", CHANGED)
 
 
 def stamp_of_pictures(pictures: Iterable[tuple[str, int, int]]) -> Stamp:
@@ -193,8 +216,10 @@ def _blake2b() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read ({error.strerror}); restore it or remove it from the dataset")
+def _unreadable(path: Path, error: OSError) -> UnusableFileError:
+    return UnusableFileError(
+        path, f"cannot be read ({error.strerror})", "restore it or remove it from the dataset"
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, str], int]:

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from longcat_tune.data.refusals import UnusableFileError
+from longcat_tune.data.refusals import CHANGED, UnusableFileError
 from longcat_tune.data.video_decode import decode_frames, rgb_converter
 from longcat_tune.data.video_decord import decord_pictures, require_decord_reads
 from longcat_tune.data.video_packets import read_packets
@@ -108,7 +108,7 @@ def iter_frames(
     table = read_packets(path)
     if max(frame_times) > table.seconds + 1e-3:
         reason = f"lasts {table.seconds:.3f} s and has no frame at {max(frame_times):.3f} s"
-        raise UnusableFileError(path, reason, "it changed after it was planned: start again")
+        raise UnusableFileError(path, reason, CHANGED)
     uses = Counter(table.nearest(time) for time in frame_times)
     frames, convert = decode_frames(table, tuple(uses)), rgb_converter(table)
     if backend == "decord":

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import av
 
-from longcat_tune.data.refusals import UnusableFileError
+from longcat_tune.data.refusals import REPLACE, UnusableFileError
 
-REPLACE = "replace the file or take it out of the folder"
 COPY_AGAIN = "copy or export it again"
 
 TIE_SECONDS = 1e-6

@@ -24,6 +24,7 @@ from longcat_tune.data.cache import (
 )
 from longcat_tune.data.cache_files import remove_leftovers
 from longcat_tune.data.cache_fill import fill_latents, fill_text
+from longcat_tune.data.sources import require_unchanged
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.data.video import VideoBackend
 from longcat_tune.files import require_writable
@@ -135,7 +136,12 @@ def _encode_latents(
 
 
 def _load_chunks(job: LatentJob, *, backend: VideoBackend) -> Generator[Tensor, None, None]:
-    return load_chunks(
+    """The chunks of a clip; the last is followed by an error if the file is no longer the one it is named by.
+
+    Raises:
+        UnusableFileError: the file is unusable, damaged, or another one by now.
+    """
+    yield from load_chunks(
         job.source,
         job.picks.times,
         job.bucket,
@@ -143,6 +149,7 @@ def _load_chunks(job: LatentJob, *, backend: VideoBackend) -> Generator[Tensor, 
         source_fps=job.source_fps,
         backend=backend,
     )
+    require_unchanged(job.source, job.stamp)
 
 
 def _tell_share(what: str, made: int, wanted: int) -> None:

@@ -270,7 +270,7 @@ class CacheJobs:
     ) -> tuple[Path, ...]:
         """Ask for the latents of one or more windows of a clip; returns where they will be."""
         index = self.plan.source_index(folder)
-        content = index.content(source)
+        stamp, content = index.stamped_content(source)
         # A new dataset is read once from end to end; what was read is not read again after a stop.
         index.keep(after=SECONDS_BETWEEN_SAVES)
         paths = []
@@ -279,7 +279,7 @@ class CacheJobs:
                 content, picks=picks, bucket=bucket, crop=crop, source_fps=source_fps, encoder=self._vae
             )
             path = latents_path(folder, key)
-            self.latents.append(LatentJob(name, source, picks, bucket, crop, source_fps, path))
+            self.latents.append(LatentJob(name, source, stamp, picks, bucket, crop, source_fps, path))
             paths.append(path)
         return tuple(paths)
 

@@ -10,6 +10,7 @@ import torch
 from longcat_tune.data import cache
 from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.cache_fill import fill_latents
+from longcat_tune.data.source_rows import Stamp
 from longcat_tune.types import Bucket, FramePicks
 
 BUCKET = Bucket(64, 64, 5)
@@ -22,7 +23,7 @@ SIZES = cache.latents_sizes(16)
 
 def job(folder: Path, name: str = "a") -> LatentJob:
     path = cache.latents_path(folder, name)
-    return LatentJob(f"clips/{name}.mp4", Path(f"{name}.mp4"), PICKS, BUCKET, CENTER, None, path)
+    return LatentJob(f"clips/{name}.mp4", Path(f"{name}.mp4"), Stamp(1, 1), PICKS, BUCKET, CENTER, None, path)
 
 
 def chunks(_: LatentJob) -> Iterator[torch.Tensor]:

@@ -10,6 +10,7 @@ import pytest
 
 from longcat_tune.data import cache
 from longcat_tune.data.cache import LatentJob, TextJob
+from longcat_tune.data.source_rows import Stamp
 from longcat_tune.errors import DataError
 from longcat_tune.types import Bucket, FramePicks
 from tests.data.cache_builders import BUCKET, CENTER, PARTS, fill, job, unfinished
@@ -63,7 +64,8 @@ def test_keys_of_100_000_clips_take_about_a_second(tmp_path):
     for number in range(20_000):
         picks = FramePicks(0, 93, 30.0)
         key = cache.latent_key(f"{number:032x}", **(PARTS | {"picks": picks}))
-        LatentJob("clips/a", tmp_path, picks, BUCKET, CENTER, None, cache.latents_path(tmp_path, key))
+        path = cache.latents_path(tmp_path, key)
+        LatentJob("clips/a", tmp_path, Stamp(1, 1), picks, BUCKET, CENTER, None, path)
     assert time.process_time() - start < 1  # 0.2 s when nothing else runs
 
 

@@ -15,6 +15,7 @@ from longcat_tune.data import cache, cache_files
 from longcat_tune.data.cache import LatentJob, TextJob
 from longcat_tune.data.cache_files import FolderContents
 from longcat_tune.data.cache_fill import fill_latents, fill_text
+from longcat_tune.data.source_rows import Stamp
 from longcat_tune.types import Bucket, FramePicks, TextFeatures
 
 BUCKET = Bucket(64, 64, 5)
@@ -24,7 +25,8 @@ KEY = "0123456789abcdef" * 2
 
 def write_latents(folder: Path, tensor: torch.Tensor) -> Path:
     path = cache.latents_path(folder, KEY)
-    job = LatentJob("clips/a.mp4", Path("a.mp4"), FramePicks(0, 5, 30.0), BUCKET, (0.5, 0.5), None, path)
+    picks = FramePicks(0, 5, 30.0)
+    job = LatentJob("clips/a.mp4", Path("a.mp4"), Stamp(1, 1), picks, BUCKET, (0.5, 0.5), None, path)
     fill_latents(
         [job],
         load_chunks=lambda _: iter_chunks(),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from longcat_tune.data import sources
+from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.source_rows import Probe, Stamp
-from longcat_tune.data.sources import SourceIndex, stamp_of, stamp_of_pictures
+from longcat_tune.data.sources import SourceIndex, require_unchanged, stamp_of, stamp_of_pictures
 from longcat_tune.errors import DataError, UserError
 
 PROBE = Probe("pyav 1", 64, 48, 9, 0.3)
@@ -349,6 +350,22 @@ def test_an_index_that_cannot_be_read_is_told_and_costs_only_work(tmp_path, capl
     ]
     clip = write(tmp_path / "a.mp4")
     assert index.content(clip) == hash_of(b"clip")
+
+
+def test_a_file_that_changed_since_it_was_stamped_is_refused(tmp_path):
+    clip = write(tmp_path / "a.mp4")
+    stamp, content = SourceIndex(tmp_path / "cache").stamped_content(clip)
+    assert (stamp, content) == (stamp_of(clip), hash_of(b"clip"))
+    require_unchanged(clip, stamp)
+    clip.write_bytes(b"Clip")
+    os.utime(clip, ns=(0, stamp.version + 1))
+    with pytest.raises(
+        UnusableFileError, match=r"a\.mp4 is no longer the file that was looked at; it changed"
+    ):
+        require_unchanged(clip, stamp)
+    clip.unlink()
+    with pytest.raises(UnusableFileError, match=r"a\.mp4 cannot be read \(No such file"):
+        require_unchanged(clip, stamp)
 
 
 def test_keep_waits_as_long_as_it_is_told(tmp_path):

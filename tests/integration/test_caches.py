@@ -29,6 +29,7 @@ from longcat_tune.data.demo import demo_scenes, render
 from longcat_tune.model.text_encoder import TextEncoder
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
+from longcat_tune.runs import cache as cache_run
 from longcat_tune.runs.cache import cache_latents
 from tests.builders import make_clips, make_run, video_entry
 from tests.media_builders import write_clip
@@ -289,6 +290,33 @@ def test_an_unusable_clip_stops_the_filling_and_a_restored_one_goes_on(tmp_path,
     assert main(words) == 0
 
 
+def test_a_clip_that_is_replaced_while_it_is_encoded_is_not_stored_under_its_old_name(
+    tmp_path, monkeypatch, capsys
+):
+    config = make_run(tmp_path, make_world(tmp_path))
+    words = ["cache-latents", "--config", str(tmp_path / "config.json")]
+    replaced, other = (tmp_path / "clips" / f"clip-{number}.mp4" for number in (1, 2))
+    encode_texts = cache_run._encode_texts
+
+    def encode_and_replace(*args: Any) -> None:
+        encode_texts(*args)
+        # As many frames of the same size, so that decoding sees no change.
+        replaced.write_bytes(other.read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_run, "_encode_texts", encode_and_replace)
+        assert main(words) == 1
+    told = (
+        f"{replaced} is no longer the file that was looked at; it changed after it was planned: start again"
+    )
+    assert told in capsys.readouterr().err
+    clips, _ = clips_and_captions(cached_files(config))
+    assert clips == ["clips/clip-0.mp4", "clips/clip-2.mp4", *STILLS]
+    # Planned anew, it is a copy of a clip whose latents are there.
+    assert main(words) == 0
+    assert clips_and_captions(cached_files(config))[0] == clips
+
+
 def warm_processes() -> ForkServerContext:
     """Processes that start with everything imported, so that killing them kills work and not imports."""
     context = multiprocessing.get_context("forkserver")
@@ -348,6 +376,7 @@ import torch
 
 from longcat_tune.data import cache_fill
 from longcat_tune.data.cache import LatentJob
+from longcat_tune.data.source_rows import Stamp
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.types import Bucket, FramePicks
 
@@ -355,7 +384,7 @@ cache_fill.decode_ahead = partial(cache_fill.decode_ahead, max_bytes=12 << 20)
 for num_frames in (93, 933):
     bucket = Bucket(256, 256, num_frames)
     job = LatentJob(
-        "clip", Path(sys.argv[1]), FramePicks(0, num_frames, 30.0), bucket, (0.5, 0.5), None,
+        "clip", Path(sys.argv[1]), Stamp(1, 1), FramePicks(0, num_frames, 30.0), bucket, (0.5, 0.5), None,
         Path(sys.argv[2]) / f"{num_frames}.latents.safetensors",
     )
     cache_fill.fill_latents(

@@ -75,12 +75,18 @@ class FrozenLinear(nn.Linear):
         return self
 
 
-def freeze_linears(module: nn.Module, *, in_float32: tuple[type[nn.Linear], ...] = ()) -> list[FrozenLinear]:
+def freeze_linears(
+    module: nn.Module,
+    *,
+    in_float32: tuple[type[nn.Linear], ...] = (),
+    quantize: Callable[[nn.Linear], FrozenLinear] | None = None,
+) -> list[FrozenLinear]:
     """Replace every linear layer below a module.
 
     Args:
         module: changed in place.
-        in_float32: the classes of layers that compute in float32.
+        in_float32: the classes of layers that compute in float32; these are never quantized.
+        quantize: makes the new layer of any other; None: they keep their weights as they are.
 
     Returns:
         The new layers, in the order of their names.
@@ -92,8 +98,10 @@ def freeze_linears(module: nn.Module, *, in_float32: tuple[type[nn.Linear], ...]
             frozen.append(linear)
             continue
         owner, _, leaf = name.rpartition(".")
-        frozen.append(FrozenLinear.of(linear, in_float32=isinstance(linear, in_float32)))
-        setattr(module.get_submodule(owner), leaf, frozen[-1])
+        exact = isinstance(linear, in_float32)
+        made = FrozenLinear.of(linear, in_float32=exact) if exact or quantize is None else quantize(linear)
+        setattr(module.get_submodule(owner), leaf, made)
+        frozen.append(made)
     return frozen
 
 

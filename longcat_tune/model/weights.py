@@ -1,13 +1,14 @@
-"""From a checkpoint's name to the loaded transformer: sharded safetensors, strict, one tensor at a time.
+"""From a checkpoint's name to the loaded transformer: sharded safetensors, strict, block by block.
 
-Knows the release's folder layout; knows nothing of training, quantization or config.
+Knows the release's folder layout; knows nothing of training, quantization, streaming or config.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ CONFIG_FIELDS = (
     "text_tokens_zero_pad",
 )
 NAMED_AT_MOST = 5
+
+PrepareBlock = Callable[[int, nn.Module], None]
+"""What is done with a block, given its number, before the next one is read."""
 
 
 def resolve_checkpoint(
@@ -156,14 +160,22 @@ def load_transformer(
     dtype: torch.dtype,
     device: torch.device,
     attend: AttentionFunction = sdpa_attention,
+    prepare_block: PrepareBlock | None = None,
+    block_device: Callable[[int], torch.device] | None = None,
 ) -> LongCatVideoTransformer:
-    """Build the transformer without memory and fill it from its shards.
+    """Build the transformer without memory and fill it from its shards, block after block.
+
+    Names and shapes are checked before the first weight is read. When a block is read, those before it are
+    in their final form already, so loading never holds more than one block beyond that.
 
     Args:
         folder: the `dit` folder of a checkpoint.
         dtype: what every weight is cast to as it is read.
         device: where the weights go.
         attend: the attention kernel.
+        prepare_block: called with a block's number and the block as soon as its weights are there; may
+            replace its layers and move them.
+        block_device: where a block's weights go as they are read; None: to `device`.
 
     Returns:
         The model in evaluation mode, frozen.
@@ -172,45 +184,68 @@ def load_transformer(
         CheckpointError: a shard is missing or unreadable, or names or shapes differ from the model's.
     """
     model = empty_transformer(folder, attend=attend)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    loaded: set[str] = set()
-    unknown: list[str] = []
-    for name, tensor in read_shards(folder):
-        if name not in expected:
-            unknown.append(name)
-            continue
-        if tensor.shape != expected[name]:
-            msg = f"{folder}: {name} has shape {list(tensor.shape)}, the model's is {list(expected[name])}"
-            raise CheckpointError(msg)
-        _assign(model, name, tensor.to(device=device, dtype=dtype))
-        loaded.add(name)
-    missing = sorted(expected.keys() - loaded)
+    shard_of = _locate(folder, model)
+    rest = [name for name in shard_of if not name.startswith("blocks.")]
+    _fill(model, rest, shard_of, dtype=dtype, device=device)
+    for number, block in enumerate(model.blocks):
+        names = [name for name in shard_of if name.startswith(f"blocks.{number}.")]
+        _fill(model, names, shard_of, dtype=dtype, device=block_device(number) if block_device else device)
+        if prepare_block is not None:
+            prepare_block(number, block)
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def _locate(folder: Path, model: nn.Module) -> dict[str, Path]:
+    """Tell each tensor's shard, in the model's order; refuse names and shapes that are not the model's."""
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found: dict[str, Path] = {}
+    for path in shard_paths(folder):
+        shapes = _shapes(path)
+        found |= dict.fromkeys(shapes, path)
+        for name in sorted(shapes.keys() & expected.keys()):
+            if shapes[name] != expected[name]:
+                msg = f"{folder}: {name} has shape {shapes[name]}, the model's is {expected[name]}"
+                raise CheckpointError(msg)
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     for kind, names in (("lacks", missing), ("has unknown", unknown)):
         if names:
             shown = ", ".join(names[:NAMED_AT_MOST]) + (", ..." if len(names) > NAMED_AT_MOST else "")
             msg = f"{folder}: {kind} {len(names)} tensors: {shown}; fetch the checkpoint again"
             raise CheckpointError(msg)
-    return model.requires_grad_(requires_grad=False).eval()
+    return {name: found[name] for name in expected}
 
 
-def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a component, shard by shard, with only one tensor in memory.
+def _fill(
+    model: nn.Module,
+    names: Sequence[str],
+    shard_of: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Read some weights into a model.
 
-    Raises:
-        CheckpointError: no weights, a missing shard, or an unreadable one.
+    Each shard is opened anew for it: an open one keeps all that was ever read of it in memory.
     """
-    for path in shard_paths(folder):
-        try:
-            yield from _read_shard(path)
-        except SafetensorError as error:
-            msg = f"{path}: damaged or incomplete ({error}); fetch it again"
-            raise CheckpointError(msg) from error
+    for path in sorted({shard_of[name] for name in names}):
+        with _opened(path) as shard:
+            for name in [name for name in names if shard_of[name] == path]:
+                _assign(model, name, shard.get_tensor(name).to(device=device, dtype=dtype))
 
 
-def _read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as shard:
-        for name in shard.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-            yield name, shard.get_tensor(name)
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with _opened(path) as shard:
+        return {name: shard.get_slice(name).get_shape() for name in shard.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        msg = f"{path}: damaged or incomplete ({error}); fetch it again"
+        raise CheckpointError(msg) from error
 
 
 def shard_paths(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from longcat_tune.errors import CheckpointError
 from longcat_tune.model.dit import LongCatVideoTransformer
@@ -127,3 +128,38 @@ def test_a_name_that_the_hub_cannot_have_is_explained() -> None:
         CheckpointError, match=r"checkpoint a b/c: could not be downloaded \(.*; check the network"
     ):
         resolve_checkpoint("a b/c", flavour="final")
+
+
+def test_blocks_are_read_in_their_order_and_handed_over_whole(tmp_path: Path) -> None:
+    state = small_state()
+    write_checkpoint(tmp_path, state)
+    read: list[int] = []
+    prepared: list[int] = []
+
+    def block_device(number: int) -> torch.device:
+        read.append(number)
+        return CPU
+
+    def prepare(number: int, block: nn.Module) -> None:
+        prepared.append(number)
+        assert read == prepared, "the next block is read before this one is in its final form"
+        for name, tensor in block.state_dict().items():
+            assert torch.equal(tensor, state[f"blocks.{number}.{name}"]), name
+        block.ffn.w1 = nn.Linear(1, 1, device="meta")
+
+    model = load_transformer(
+        tmp_path, dtype=torch.float32, device=CPU, prepare_block=prepare, block_device=block_device
+    )
+    assert prepared == [0, 1]
+    assert [block.ffn.w1.in_features for block in model.blocks] == [1, 1]
+    assert not model.training
+
+
+def test_a_wrong_tensor_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small_state() | {"blocks.1.attn.proj.bias": torch.zeros(3)})
+
+    def never(number: int, _: nn.Module) -> None:
+        raise AssertionError(f"block {number} was read")
+
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.proj\.bias has shape \[3\]"):
+        load_transformer(tmp_path, dtype=torch.float32, device=CPU, prepare_block=never)

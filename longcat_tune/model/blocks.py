@@ -9,13 +9,15 @@ C hidden width, E timestep embedding width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longcat_tune.model.attention import AttentionFunction, CrossAttention, KeyValue, SelfAttention
+from longcat_tune.model.attention import AttentionFunction, VideoAttention
+from longcat_tune.model.attention_layers import CrossAttention, KeyValue, SelfAttention
 from longcat_tune.model.rope import RotaryTable
 
 NORM_EPS = 1e-6
@@ -86,27 +88,39 @@ class CaptionEmbedder(nn.Module):
         return text_BLC
 
 
-def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor) -> Tensor:
+def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor, frame_N: Tensor | None = None) -> Tensor:
     """LayerNorm without weights, then scale and shift per latent frame: LN(x) (1 + scale) + shift.
 
     Args:
-        x_BNC: tokens, frame by frame.
+        x_BNC: tokens.
         shift_BTC: float32.
         scale_BTC: float32.
+        frame_N: the frame of every token; None: they lie frame by frame.
 
     Returns:
         Same shape and dtype as x; computed in float32.
     """
-    frames = shift_BTC.shape[1]
-    normed: Tensor = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS).unflatten(1, (frames, -1))
-    return (normed * (1 + scale_BTC[:, :, None]) + shift_BTC[:, :, None]).flatten(1, 2).to(x_BNC.dtype)
+    normed: Tensor = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS)
+    scaled = _by_frame(normed, 1 + scale_BTC, frame_N, torch.mul)
+    return _by_frame(scaled, shift_BTC, frame_N, torch.add).to(x_BNC.dtype)
 
 
-def add_gated(x_BNC: Tensor, gate_BTC: Tensor, update_BNC: Tensor) -> Tensor:
+def add_gated(x_BNC: Tensor, gate_BTC: Tensor, update_BNC: Tensor, frame_N: Tensor | None = None) -> Tensor:
     """Residual x + gate * update with one gate per latent frame; summed in float32, returned in x's dtype."""
-    frames = gate_BTC.shape[1]
-    gated: Tensor = gate_BTC[:, :, None] * update_BNC.float().unflatten(1, (frames, -1))
-    return (x_BNC.float() + gated.flatten(1, 2)).to(x_BNC.dtype)
+    gated = _by_frame(update_BNC.float(), gate_BTC, frame_N, torch.mul)
+    return (x_BNC.float() + gated).to(x_BNC.dtype)
+
+
+def _by_frame(
+    x_BNC: Tensor,
+    values_BTC: Tensor,
+    frame_N: Tensor | None,
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Combine each token with its latent frame's values."""
+    if frame_N is not None:
+        return combine(x_BNC, values_BTC[:, frame_N])
+    return combine(x_BNC.unflatten(1, (values_BTC.shape[1], -1)), values_BTC[:, :, None]).flatten(1, 2)
 
 
 class AffineLayerNorm(nn.LayerNorm):
@@ -153,6 +167,8 @@ class BlockContext:
         num_cond_tokens: leading condition tokens in x; 0 when they are in the cache instead.
         skip_cross_attention: True while a KV cache is filled, which must not depend on the text.
         return_kv: whether blocks hand out their keys and values.
+        frame_N: the latent frame of every token; None: they lie frame by frame.
+        attend_video: what the self-attention of this call attends with; None: the dense kernel.
     """
 
     time_BTE: Tensor
@@ -162,6 +178,8 @@ class BlockContext:
     num_cond_tokens: int
     skip_cross_attention: bool
     return_kv: bool = False
+    frame_N: Tensor | None = None
+    attend_video: VideoAttention | None = None
 
 
 class Block(nn.Module):
@@ -187,15 +205,16 @@ class Block(nn.Module):
 
         own: KeyValue | None
         attended, own = self.attn(
-            modulate(x_BNC, shift_a, scale_a),
+            modulate(x_BNC, shift_a, scale_a, context.frame_N),
             context.rotary,
             num_cond_tokens=context.num_cond_tokens,
             cached=cached,
+            attend_video=context.attend_video,
         )
         if not context.return_kv:
             # 1.2 GB of a 93-frame 480p clip would stay in memory through the rest of the block.
             own = None
-        x_BNC = add_gated(x_BNC, gate_a, attended)
+        x_BNC = add_gated(x_BNC, gate_a, attended, context.frame_N)
         if not context.skip_cross_attention:
             x_BNC = x_BNC + self.cross_attn(
                 self.pre_crs_attn_norm(x_BNC),
@@ -203,7 +222,8 @@ class Block(nn.Module):
                 context.keep_BL,
                 num_cond_tokens=context.num_cond_tokens,
             )
-        x_BNC = add_gated(x_BNC, gate_f, self.ffn(modulate(x_BNC, shift_f, scale_f)))
+        update_BNC = self.ffn(modulate(x_BNC, shift_f, scale_f, context.frame_N))
+        x_BNC = add_gated(x_BNC, gate_f, update_BNC, context.frame_N)
         return x_BNC, own
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from longcat_tune.model.attention import AttentionFunction, KeyValue, sdpa_attention
+from longcat_tune.model.attention import AttentionFunction, PlanAttention, sdpa_attention
+from longcat_tune.model.attention_layers import KeyValue
 from longcat_tune.model.blocks import (
     Block,
     BlockContext,
@@ -24,6 +25,7 @@ from longcat_tune.model.blocks import (
     unpatchify,
 )
 from longcat_tune.model.rope import rotary_table
+from longcat_tune.model.token_order import TokenGrid
 
 KVCache = Mapping[int, KeyValue]
 """Keys and values of condition frames, by block number."""
@@ -46,8 +48,14 @@ class LongCatVideoTransformer(nn.Module):
         text_tokens_zero_pad: masked text tokens become zero vectors that are attended to (the released
         model), instead of
             being left out.
-        attend: the attention kernel of every layer.
+        attend: the dense attention kernel of every layer.
+
+    Attributes:
+        plan_attention: asked once per call what its video tokens attend with and in which order they lie;
+            None, as at first: densely, frame by frame.
     """
+
+    plan_attention: PlanAttention | None
 
     def __init__(  # noqa: PLR0913 - one argument per field of the checkpoint's config.json
         self,
@@ -71,6 +79,7 @@ class LongCatVideoTransformer(nn.Module):
         self.head_dim = hidden_size // num_heads
         self.patch_size = patch_size
         self.text_tokens_zero_pad = text_tokens_zero_pad
+        self.plan_attention = None
 
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(adaln_tembed_dim, frequency_embedding_size)
@@ -119,32 +128,41 @@ class LongCatVideoTransformer(nn.Module):
         """
         self._check(latents, kv_cache, num_cond_latents)
         batch, _, frames, height, width = latents.shape
-        grid = (frames // self.patch_size[0], height // self.patch_size[1], width // self.patch_size[2])
+        patches = (frames // self.patch_size[0], height // self.patch_size[1], width // self.patch_size[2])
         cached_frames = num_cond_latents if kv_cache is not None else 0
-        tokens_per_frame = grid[1] * grid[2]
+        grid = TokenGrid(cached_frames + patches[0], *patches[1:], num_cond_latents, cached_frames)
 
         # The official model rounds the timestep to its own dtype: 987.36 is 988 in bf16.
         time_BT = timestep.to(self.dtype)
         if time_BT.ndim == 1:
             time_BT = time_BT[:, None].expand(batch, frames)
         text_BLC, keep_BL = self._embed_text(text, mask)
+        attend_video = None if self.plan_attention is None else self.plan_attention(grid, latents.device)
+        order = None if attend_video is None else attend_video.order
+        rotary = rotary_table((grid.frames, grid.rows, grid.columns), self.head_dim, device=latents.device)
         context = BlockContext(
             time_BTE=self.t_embedder(time_BT).float(),
             text_BLC=text_BLC,
             keep_BL=keep_BL,
-            rotary=rotary_table((cached_frames + grid[0], *grid[1:]), self.head_dim, device=latents.device),
-            num_cond_tokens=(num_cond_latents - cached_frames) * tokens_per_frame,
+            rotary=rotary if order is None else rotary.of(order.keys_M),
+            num_cond_tokens=grid.num_cond_tokens,
             skip_cross_attention=skip_cross_attention,
             return_kv=return_kv,
+            frame_N=None if order is None else order.frame_N,
+            attend_video=attend_video,
         )
 
         x_BNC = self.x_embedder(latents.to(self.dtype))
+        if order is not None:
+            x_BNC = order.arrange(x_BNC)
         fresh: dict[int, KeyValue] = {}
         for number, block in enumerate(self.blocks):
             x_BNC, own = block(x_BNC, context, kv_cache[number] if kv_cache is not None else None)
             if own is not None:
                 fresh[number] = own
-        sample_BCTHW = unpatchify(self.final_layer(x_BNC, context.time_BTE), grid, self.patch_size)
+        if order is not None:
+            x_BNC = order.restore(x_BNC)
+        sample_BCTHW = unpatchify(self.final_layer(x_BNC, context.time_BTE), patches, self.patch_size)
         return (sample_BCTHW, fresh) if return_kv else sample_BCTHW
 
     def _check(self, latents: Tensor, kv_cache: KVCache | None, num_cond_latents: int) -> None:

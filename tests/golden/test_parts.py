@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat_tune.model.attention import RMSNorm
+from longcat_tune.model.attention_layers import RMSNorm
 from longcat_tune.model.blocks import BlockContext, modulate, unpatchify
 from longcat_tune.model.rope import rotary_angles, rotary_table, rotate
 from tests.golden.cases import Case, parametrize

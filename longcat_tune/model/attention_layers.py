@@ -1,0 +1,127 @@
+"""Self- and cross-attention of a LongCat-Video block; which kernel computes them is `attention`'s.
+
+Letters: B batch, A heads, N video tokens, M key tokens, L text tokens, C hidden width, d head width. Heads
+come before tokens everywhere: [B, A, N, d].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longcat_tune.model.attention import AttentionFunction, VideoAttention
+from longcat_tune.model.rope import RotaryTable, rotate
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys (normalised, before the rotation) and values of one block, [B, A, M, d] each."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the head width: float32 inside, cast back, then the weight."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; any leading shape."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        # The order matters in bf16: the official code rounds before it multiplies.
+        return normed.to(x.dtype) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Attention among video tokens, in which condition tokens see only condition tokens."""
+
+    def __init__(self, hidden_size: int, num_heads: int, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attend = attend
+        head_dim = hidden_size // num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        rotary: RotaryTable,
+        *,
+        num_cond_tokens: int = 0,
+        cached: KeyValue | None = None,
+        attend_video: VideoAttention | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Attend, and give this call's own keys and values for a cache.
+
+        Args:
+            x_BNC: modulated tokens.
+            rotary: positions of all keys, cached ones first.
+            num_cond_tokens: leading tokens that attend only to each other.
+            cached: keys and values of condition tokens that are not in x; batch 1 or B.
+            attend_video: what this model call attends with; None: the dense kernel.
+
+        Returns:
+            The projected output [B, N, C], and the keys and values of x.
+        """
+        batch, num_tokens, _ = x_BNC.shape
+        q, k, v = self.qkv(x_BNC).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        own = (k, v)
+        if cached is not None:
+            k = torch.cat([cached[0].expand(batch, -1, -1, -1), k], dim=2)
+            v = torch.cat([cached[1].expand(batch, -1, -1, -1), v], dim=2)
+        q, k = rotate(q, rotary.last(num_tokens)), rotate(k, rotary)
+        if attend_video is not None:
+            out_BANd = attend_video(q, k, v)
+        elif num_cond_tokens:
+            cond, noise = slice(None, num_cond_tokens), slice(num_cond_tokens, None)
+            out_BANd = torch.cat(
+                [
+                    self.attend(q[:, :, cond], k[:, :, cond], v[:, :, cond], None),
+                    self.attend(q[:, :, noise], k, v, None),
+                ],
+                dim=2,
+            )
+        else:
+            out_BANd = self.attend(q, k, v, None)
+        return self.proj(out_BANd.transpose(1, 2).flatten(2)), own
+
+
+class CrossAttention(nn.Module):
+    """Attention from video tokens to text; condition tokens get exactly zero."""
+
+    def __init__(self, hidden_size: int, num_heads: int, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attend = attend
+        head_dim = hidden_size // num_heads
+        self.q_linear = nn.Linear(hidden_size, hidden_size)
+        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, x_BNC: Tensor, text_BLC: Tensor, keep_BL: Tensor | None, *, num_cond_tokens: int = 0
+    ) -> Tensor:
+        """Attend to each sample's own text.
+
+        Args:
+            x_BNC: normalised tokens.
+            text_BLC: embedded text.
+            keep_BL: boolean, True = attended; None attends to all L.
+            num_cond_tokens: leading tokens whose output is zero.
+
+        Returns:
+            The projected output [B, N, C].
+        """
+        q = self.q_linear(x_BNC[:, num_cond_tokens:]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv_linear(text_BLC).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        keep = None if keep_BL is None else keep_BL[:, None, None, :]
+        out_BANd = self.attend(self.q_norm(q), self.k_norm(k), v, keep)
+        out_BNC = self.proj(out_BANd.transpose(1, 2).flatten(2))
+        return F.pad(out_BNC, (0, 0, num_cond_tokens, 0))

@@ -95,11 +95,12 @@ def test_a_launcher_s_sigterm_after_ctrl_c_still_saves() -> None:
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
     seen, hooks = sending(signal.SIGINT, signal.SIGINT, at=2)
     with pytest.raises(InterruptedRunError, match="stopped at once"):
         run_loop(parts(), groups(), settings=settings(9), hooks=hooks)
     assert seen.saves == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_breaks_off_a_render_and_saves() -> None:

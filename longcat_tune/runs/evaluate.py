@@ -52,7 +52,7 @@ def held_out(cached: CachedRun, flow: FlowSection, processes: Processes) -> Held
     Args:
         cached: the run's clips.
         flow: the section; noise levels follow from its shift.
-        processes: that share the clips.
+        processes: that share the clips; those in lockstep each take all.
 
     Returns:
         None when no clip is held out.
@@ -67,7 +67,7 @@ def held_out(cached: CachedRun, flow: FlowSection, processes: Processes) -> Held
         return None
     uses.sort(key=lambda use: (use.sample.clip_id, use.num_cond_latents))
     sigmas = eval_sigmas(flow.flow_schedule_shift)
-    share = uses[processes.rank :: processes.count]
+    share = uses if processes.lockstep else uses[processes.rank :: processes.count]
     return HeldOut(lambda: _read(share), sigmas, identity_of(sigmas, (use.identity for use in uses)))
 
 

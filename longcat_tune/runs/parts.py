@@ -13,6 +13,7 @@ from longcat_tune.config.run import RunConfig
 from longcat_tune.data.sampler import BucketSampler
 from longcat_tune.flow.weighting import weighting
 from longcat_tune.memory.recompute import enable_recompute
+from longcat_tune.memory.sharding import shard_blocks
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.runs.adapter import AdapterPlan, build_adapter
 from longcat_tune.runs.build import (
@@ -25,6 +26,7 @@ from longcat_tune.runs.build import (
     sigma_density,
     uses_autocast,
 )
+from longcat_tune.runs.launch import shards_base
 from longcat_tune.runs.resume import Resumed, resume
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.parts import LoopParts
@@ -77,8 +79,8 @@ def build_parts(
     Raises:
         UserError: the base, the checkpoint or the device will not do.
     """
-    training, device = config.training, accelerator.device
-    model = model_with_adapter(config, folder, adapter, device=device)
+    training, device, sharded = config.training, accelerator.device, shards_base(accelerator)
+    model = model_with_adapter(config, folder, adapter, device=device, sharded=sharded)
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     ups = {id(weight) for name, weight in named if UP in name}
 
@@ -110,12 +112,13 @@ def build_parts(
         weigh=weighting(config.flow.flow_loss_weighting, density),
         weights=loop_weights(training, optimizer),
         ema=ema,
+        lockstep=sharded,
     )
     return RunParts(model, loop, start)
 
 
 def model_with_adapter(
-    config: RunConfig, folder: Path, adapter: AdapterPlan, *, device: torch.device
+    config: RunConfig, folder: Path, adapter: AdapterPlan, *, device: torch.device, sharded: bool = False
 ) -> LongCatVideoTransformer:
     """Load the frozen base and add the adapter that is trained.
 
@@ -124,8 +127,13 @@ def model_with_adapter(
         folder: the transformer's.
         adapter: what to add.
         device: where both go.
+        sharded: whether each process of the run is to hold a share of the blocks only.
     """
-    model = build_transformer(config.model, folder, device=device)
+    # Whole it need not fit the device that is to hold a share of it.
+    model = build_transformer(config.model, folder, device=torch.device("cpu") if sharded else device)
+    if sharded:
+        shard_blocks(model, model.blocks, device=device)
+        model.to(device)
     build_adapter(model, adapter, seed=config.training.seed, autocast=uses_autocast(config.model))
     if config.training.gradient_checkpointing:
         enable_recompute(model.blocks, interval=config.training.gradient_checkpointing_interval)

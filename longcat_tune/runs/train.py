@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,12 @@ from longcat_tune.errors import InterruptedRunError, UserError
 from longcat_tune.files import require_writable, write_json_atomically
 from longcat_tune.log import progress
 from longcat_tune.runs.adapter import AdapterPlan
-from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device, require_transformer
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, require_transformer
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.cache_jobs import CachedRun
 from longcat_tune.runs.callbacks import Callbacks
 from longcat_tune.runs.evaluate import evaluate_every, evaluation_lines, held_out
+from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable, shards_base
 from longcat_tune.runs.parts import build_parts
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import Preflight, preflight
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = timedelta(hours=24)
-"""How long processes wait for one that caches, saves or renders."""
-
 
 def train(config: RunConfig, *, config_dir: Path) -> None:
     """From clips to a LoRA, going on from the newest checkpoint by default.
@@ -58,6 +55,7 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         InterruptedRunError: stopped by a signal, after saving.
         UserError: a clip, a folder, the weights or the device will not do.
     """
+    require_launch()
     output_dir = config.output.output_dir
     require_writable(output_dir)
     flight = preflight(config, config_dir=config_dir, trains=True)
@@ -68,22 +66,9 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         flight=flight,
         checkpoint=flight.checkpoint or find_checkpoint(config.model),
         resume_from=checkpoint_to_resume(config),
-        accelerator=_accelerator(),
+        accelerator=build_accelerator(),
     )
     run.train()
-
-
-def _accelerator() -> Accelerator:
-    # Imported here: it costs a second, and a mistake in the data should be told before.
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
-
-    # Autocast is this tool's own: what a launcher's settings say of precision must not scale the loss.
-    return Accelerator(
-        cpu=pick_device().type == "cpu",
-        mixed_precision="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +106,8 @@ class _Run:
             logger.info("%s", line)
         # Once more: where the weights come from the hub, the preflight could not look at them.
         adapter = require_transformer(config.lora, self.checkpoint.transformer, config_dir=self.config_dir)
+        if shards_base(self.accelerator):
+            require_shardable(renders=self._settings(renders=bool(requests)).validate_last, dora=adapter.dora)
         cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)
         self.accelerator.wait_for_everyone()
         with self._recorded(report, cached) as events:
@@ -211,7 +198,7 @@ class _Run:
             run_loop(
                 parts.loop,
                 groups,
-                settings=_loop_settings(config, max_steps, renders=bool(cached.requests)),
+                settings=self._settings(renders=bool(cached.requests)),
                 hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step, callbacks.on_event),
                 start=start,
                 largest=load_batch(sampler.largest()),
@@ -242,17 +229,17 @@ class _Run:
             first_step=start.state.step + 1,
         )
 
-
-def _loop_settings(config: RunConfig, max_steps: int, *, renders: bool) -> LoopSettings:
-    training, validation = config.training, config.validation
-    return LoopSettings(
-        max_steps=max_steps,
-        seed=training.seed,
-        max_grad_norm=training.max_grad_norm,
-        grad_clip_method=training.grad_clip_method,
-        save_every=config.output.checkpoint_step_interval,
-        validate_every=(validation.validation_step_interval or None) if renders else None,
-        validate_every_epochs=validation.validation_epoch_interval if renders else None,
-        validate_first=validation.validation_on_startup and renders,
-        evaluate_every=evaluate_every(config),
-    )
+    def _settings(self, *, renders: bool) -> LoopSettings:
+        training, validation = self.config.training, self.config.validation
+        assert self.plan.max_steps is not None
+        return LoopSettings(
+            max_steps=self.plan.max_steps,
+            seed=training.seed,
+            max_grad_norm=training.max_grad_norm,
+            grad_clip_method=training.grad_clip_method,
+            save_every=self.config.output.checkpoint_step_interval,
+            validate_every=(validation.validation_step_interval or None) if renders else None,
+            validate_every_epochs=validation.validation_epoch_interval if renders else None,
+            validate_first=validation.validation_on_startup and renders,
+            evaluate_every=evaluate_every(self.config),
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 
@@ -47,12 +48,18 @@ class Evaluator:
 
         Returns:
             The state with the record; as it was when any process failed, was broken off, or is to stop.
+
+        Raises:
+            UserError: this process failed in a run where all keep step: the others wait for it.
         """
         if self.tried_step == state.step:
             return state
         self.tried_step = state.step
         began = time.perf_counter()
         shares = self.parts.processes.gather(self._share(state.step))
+        if self.parts.processes.lockstep:
+            # All have measured the same clips.
+            del shares[1:]
         whole = [share for share in shares if share is not None]
         if len(whole) < len(shares):
             return state
@@ -69,12 +76,14 @@ class Evaluator:
 
     def _share(self, step: int) -> tuple[ClipLosses, ...] | None:
         """Measure this process's clips; None when that cannot be done, which costs no steps."""
-        if self.stop.requested:
+        lockstep = self.parts.processes.lockstep
+        # Agreed on, as a signal may reach one process before another.
+        if self.parts.processes.agree(self.stop.requested):
             return None
         device = self.parts.accelerator.device
         try:
             # Broken off inside only: switching the weights back must not be.
-            with self.parts.weights.shipped(), self.stop.abandoning():
+            with self.parts.weights.shipped(), nullcontext() if lockstep else self.stop.abandoning():
                 return measure(
                     self.parts.model,
                     self.held_out.clips(),
@@ -85,6 +94,8 @@ class Evaluator:
         except KeyboardInterrupt:
             logger.info("the evaluation at step %d was broken off", step)
         except UserError as error:
+            if lockstep:
+                raise
             logger.warning("training goes on without the evaluation at step %d: %s", step, error)
         free_memory(device)
         return None

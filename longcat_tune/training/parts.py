@@ -30,13 +30,14 @@ class LoopParts:
             several processes: the step averages the gradients itself.
         optimizer: over the trained parameters.
         schedule: stepped once per optimizer step.
-        accelerator: gives the device and the processes, runs backward and clips.
+        accelerator: gives the device and the processes.
         draw_sigma: the training density of noise levels.
         compute: entered for every forward pass, such as autocast.
         huber_c: see `flow_loss`.
         weigh: how much each noise level's loss counts.
         weights: which weights are stepped and which are saved.
         ema: taken along after every step.
+        lockstep: as in Processes.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class LoopParts:
     weigh: Weigh = equal_weights
     weights: Weights = field(default_factory=SameWeights)
     ema: Ema | None = None
+    lockstep: bool = False
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -58,4 +60,4 @@ class LoopParts:
     @property
     def processes(self) -> Processes:
         """Those of the run."""
-        return Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        return Processes(self.accelerator.process_index, self.accelerator.num_processes, self.lockstep)

@@ -20,10 +20,13 @@ class Processes:
     Attributes:
         rank: of this one, from 0.
         count: of all.
+        lockstep: whether each holds only a share of the base: all must then make the same forward passes,
+            and none may leave out one alone.
     """
 
     rank: int = 0
     count: int = 1
+    lockstep: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -27,6 +27,7 @@ from longcat_tune.training.step import (
 from longcat_tune.training.trouble import (
     explained_out_of_memory,
     free_memory,
+    out_of_memory,
     out_of_memory_reason,
     require_finite,
 )
@@ -100,7 +101,7 @@ def make_step(
 
     Raises:
         DataError: a loss or gradient is not finite; the weights are unchanged.
-        DeviceError: no memory for the optimizer's state.
+        DeviceError: no memory for the optimizer's state; or, where all keep step, for this process's part.
     """
     began = time.perf_counter()
     parts.model.train()
@@ -155,7 +156,7 @@ def try_largest(parts: LoopParts, batch: Batch, settings: LoopSettings) -> None:
         explained_out_of_memory(f"a try of the largest batch of this run, {clips}"),
     ):
         output = _forward(parts, batch, seed=settings.seed, step=0, micro_batch=0)
-        parts.accelerator.backward(output.loss_B.mean())
+        output.loss_B.mean().backward()
     parts.optimizer.zero_grad(set_to_none=True)
     logger.info("The largest batch of this run fits: peak %.1f GiB with %s", peak_memory_gib(device), clips)
 
@@ -168,6 +169,9 @@ def _try_share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSe
         reason = out_of_memory_reason(error)
         if reason is None:
             raise
+        if parts.processes.lockstep:
+            # The others wait for this one within the step: only its end lets the launcher end them.
+            raise out_of_memory(f"step {number}", reason) from error
     return Share(clip_ids=_clip_ids(group), full=reason)
 
 
@@ -180,7 +184,7 @@ def _share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettin
         micro_batch = index * processes.count + processes.rank
         output = _forward(parts, batch, seed=settings.seed, step=number, micro_batch=micro_batch)
         objective = (parts.weigh(output.sigma_B) * output.loss_B).mean()
-        parts.accelerator.backward(objective / len(group.batches))
+        (objective / len(group.batches)).backward()
         outputs.append(StepOutput(output.loss_B.detach(), output.sigma_B))
         objectives.append(objective.detach())
     # Read together, so that the device is waited for once.
@@ -221,9 +225,8 @@ def _clip(parts: LoopParts, settings: LoopSettings) -> Tensor:
     """Clip the gradients; returns their common norm as it was before."""
     limit = settings.max_grad_norm or float("inf")
     if settings.grad_clip_method == "norm":
-        norm: Tensor = parts.accelerator.clip_grad_norm_(parts.parameters, limit)
-        return norm
+        return torch.nn.utils.clip_grad_norm_(parts.parameters, limit)
     gradients = [parameter.grad for parameter in parts.parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    parts.accelerator.clip_grad_value_(parts.parameters, limit)
+    torch.nn.utils.clip_grad_value_(parts.parameters, limit)
     return norm

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +106,35 @@ def test_what_is_around_the_learning_may_change(tmp_path: Path) -> None:
     assert (config.output.output_dir / LORA_FILES["official"]).is_file()
 
 
+def run_two_processes(
+    folder: Path, clips: Path, environment: Mapping[str, str] = os.environ, **keys: Any
+) -> RunConfig:
+    folder.mkdir()
+    config = make_run(folder, [video_entry(clips)], **keys)
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    subprocess.run(
+        [*command, "-m", "longcat_tune", "train", "--config", str(folder / "config.json")],
+        check=True,
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    return config
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_accumulation(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 4)
     exact = {"mixed_precision": "no", "base_model_precision": "fp32", "max_train_steps": 3}
     one = run(tmp_path / "one", clips, gradient_accumulation_steps=2, **exact)
-    (tmp_path / "two").mkdir()
-    two = make_run(tmp_path / "two", [video_entry(clips)], **exact)
-    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    subprocess.run(
-        [*command, "-m", "longcat_tune", "train", "--config", str(tmp_path / "two" / "config.json")],
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
+    two = run_two_processes(tmp_path / "two", clips, **exact)
     [start] = event_fields(two, "run_start")
     assert start["processes"] == 2
     assert len(event_fields(two, "step")) == 3
     for key, weight in last_lora(one).items():
         torch.testing.assert_close(last_lora(two)[key], weight, rtol=1e-4, atol=1e-7)
+
+    # With the base shared out between them as accelerate launch --use_fsdp asks: the same to the bit.
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    shared = run_two_processes(tmp_path / "shared", clips, {**os.environ, **fsdp}, **exact)
+    assert all(torch.equal(last_lora(shared)[key], weight) for key, weight in last_lora(two).items())

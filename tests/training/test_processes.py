@@ -122,6 +122,21 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(told: Told) -> None:
     assert first["weights"] == second["weights"]
 
 
+def test_a_base_shared_out_over_both_trains_as_one_that_each_has_whole(told: Told) -> None:
+    first, second = told("shared_out")
+    for one in (first, second):
+        assert one["equal"]
+        assert one["learned"]
+        assert one["evaluated"]
+        # Rows are shared out, so that a matrix with an odd number of them gives one process a row more.
+        assert 0.45 < one["held"] < 0.55
+    assert first["weights"] == second["weights"]
+
+
+def test_a_process_without_memory_ends_a_run_whose_base_is_shared_out(told: Told) -> None:
+    assert all(one["message"].startswith("out of memory in step 1") for one in told("shared_out_and_full"))
+
+
 def test_alone_nothing_is_sent() -> None:
     alone = Processes()
     weight = Parameter(torch.ones(2))

@@ -86,7 +86,8 @@ def groups(start: int = 0, *, accumulation: int = 2, steps_per_epoch: int = 3) -
 def parts(model: nn.Module | None = None, *, warmup: int = 4, completed: int = 0) -> LoopParts:
     model = ToyModel() if model is None else model
     settings = OptimizerSettings(learning_rate=1e-2)
-    optimizer = build_optimizer(settings, model.parameters(), is_up=lambda _: False)
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    optimizer = build_optimizer(settings, trained, is_up=lambda _: False)
     schedule = apply_schedule(
         Schedule("constant_with_warmup", warmup_steps=warmup), optimizer, completed_steps=completed
     )
@@ -145,7 +146,8 @@ def train(max_steps: int, **changes: Any) -> tuple[ToyModel, Recorder]:
 
 
 def weights(model: torch.nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    """The trained ones in a row."""
+    return torch.cat([one.detach().flatten() for one in model.parameters() if one.requires_grad])
 
 
 class Filling(ToyModel):

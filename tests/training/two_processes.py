@@ -19,14 +19,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch import Generator, nn
+from torch.distributed.tensor import DTensor
 
 from longcat_tune.checkpoint.run_state import RunState, load_checkpoint, save_checkpoint
-from longcat_tune.errors import DataError, InterruptedRunError
+from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
+from longcat_tune.memory.recompute import enable_recompute
+from longcat_tune.memory.sharding import shard_blocks
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora import add_lora, lora_state
+from longcat_tune.model.lora_targets import lora_target_modules
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.evaluation import HeldOutClip
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.parts import LoopParts
+from longcat_tune.training.update import make_step
 from tests.training.toys import (
     Filling,
     Recorder,
@@ -51,6 +59,26 @@ def halves(rank: int, start: int = 0) -> Iterator[ToyGroup]:
         yield replace(group, batches=group.batches[rank::2])
 
 
+def transformer(*, sharded: bool) -> LongCatVideoTransformer:
+    """Two frozen blocks with LoRA on all layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LongCatVideoTransformer(4, 4, 32, 2, 2, 6, 4, 16, 16)
+    model.requires_grad_(requires_grad=False)
+    if sharded:
+        shard_blocks(model, model.blocks, device=torch.device("cpu"))
+    names = lora_target_modules(model, "all-linear")
+    add_lora(model, targets=names, rank=2, alpha=4, dropout=0.2, generator=Generator().manual_seed(1))
+    enable_recompute(model.blocks)
+    return model
+
+
+def held_here(module: nn.Module) -> int:
+    """Bytes of the frozen weights that lie in this process."""
+    frozen = (weight for weight in module.parameters() if not weight.requires_grad)
+    return sum((weight.to_local() if isinstance(weight, DTensor) else weight).nbytes for weight in frozen)
+
+
 class Scenes:
     """All of them, in one process."""
 
@@ -59,7 +87,7 @@ class Scenes:
         self.accelerator = accelerator
         self.rank = accelerator.process_index
 
-    def made(self, model: ToyModel | None = None, *, completed: int = 0) -> LoopParts:
+    def made(self, model: nn.Module | None = None, *, completed: int = 0) -> LoopParts:
         return replace(parts(model, completed=completed), accelerator=self.accelerator)
 
     def tell(self, scene: str, seen: Recorder, made: LoopParts, **more: Any) -> None:
@@ -176,6 +204,45 @@ class Scenes:
         equal = torch.equal(weights(unbroken.model), weights(second.model))
         self.tell("resumed", seen, second, equal=equal, expected=[m.loss for m in whole.metrics])
 
+    def shared_out(self) -> None:
+        """A base that each process holds half of, against one that each holds whole."""
+        results = []
+        for sharded in (False, True):
+            model = transformer(sharded=sharded)
+            clips = tuple(held_out().clips())
+            share = clips if sharded else clips[self.rank :: 2]
+            seen, made = recorder(), replace(self.made(model), lockstep=sharded)
+            run_loop(
+                made,
+                halves(self.rank),
+                settings=settings(2),
+                hooks=seen.hooks(),
+                held_out=replace(held_out(), clips=lambda share=share: share),
+            )
+            losses = [fields["losses"] for name, fields in seen.events if name == "evaluation"]
+            results.append((seen, made, losses))
+        (_, whole, expected), (seen, made, losses) = results
+        adapter, other = lora_state(made.model), lora_state(whole.model)
+        self.tell(
+            "shared_out",
+            seen,
+            made,
+            equal=all(torch.equal(adapter[name], other[name]) for name in other),
+            learned=any(weight.abs().sum() > 0 for name, weight in adapter.items() if "lora_B" in name),
+            evaluated=losses == expected,
+            held=held_here(made.model.blocks) / held_here(whole.model.blocks),
+        )
+
+    def shared_out_and_full(self) -> None:
+        """No memory in one process: it ends, for the launcher to end the others."""
+        made = replace(self.made(Filling(1)), lockstep=True)
+        message = ""
+        try:
+            make_step(made, next(halves(self.rank)), 1, settings(1))
+        except DeviceError as error:
+            message = str(error)
+        self.tell("shared_out_and_full", recorder(), made, message=message)
+
 
 def main() -> None:
     scenes = Scenes(Path(sys.argv[1]), Accelerator(cpu=True))
@@ -186,6 +253,8 @@ def main() -> None:
         scenes.full,
         scenes.poisoned,
         scenes.resumed,
+        scenes.shared_out,
+        scenes.shared_out_and_full,
     )
     for scene in made:
         scene()

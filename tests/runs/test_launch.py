@@ -1,0 +1,53 @@
+"""What launchers ask for by the environment is honoured or refused, never passed over."""
+
+from __future__ import annotations
+
+import pytest
+
+from longcat_tune.errors import ConfigError
+from longcat_tune.runs.launch import require_launch, require_shardable
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"},
+        {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "fp16"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "0"},
+        {"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"},
+    ],
+)
+def test_torchrun_and_plain_launches_pass(environment: dict[str, str]) -> None:
+    require_launch(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            r"ACCELERATE_USE_DEEPSPEED \(true\) asks for DeepSpeed, .*musubi_blocks_to_swap",
+        ),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "context, tensor or sequence parallelism"),
+        ({"ACCELERATE_USE_FSDP": "true"}, r"FSDP_VERSION \(1\) must be 2.*--fsdp_version 2"),
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+            "starts one process on the CPU.*torchrun",
+        ),
+    ],
+)
+def test_an_engine_that_is_not_used_is_refused_with_a_remedy(
+    environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        require_launch(environment)
+
+
+def test_what_a_shared_out_base_cannot_do_is_refused() -> None:
+    require_shardable(renders=False, dora=False)
+    with pytest.raises(ConfigError, match=r"cannot render; set validation_step_interval to 0"):
+        require_shardable(renders=True, dora=False)
+    with pytest.raises(ConfigError, match="use_dora"):
+        require_shardable(renders=False, dora=True)

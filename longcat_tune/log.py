@@ -47,6 +47,7 @@ NOISY_LIBRARIES = (
     "huggingface_hub",
     "peft",
     "torch",
+    "torchao",
     "transformers",
     "urllib3",
 )

@@ -7,10 +7,8 @@ Sees single layers, never LongCat.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -50,13 +48,15 @@ class Kind:
 
 
 def quantizer(
-    precision: QuantizedPrecision, *, device: torch.device, key: str
+    precision: QuantizedPrecision, *, device: torch.device, via: torch.device, key: str
 ) -> Callable[[nn.Linear], FrozenLinear]:
-    """Give what makes a layer's quantized twin, where the layer lies.
+    """Give what makes a layer's quantized twin.
 
     Args:
         precision: the format.
-        device: where the layers will compute; may be another than where they are quantized.
+        device: where the layers will compute.
+        via: where they are quantized, one at a time; what is kept of a weight stays there, its layer's bias
+            where it was.
         key: of the config, for messages.
 
     Raises:
@@ -74,7 +74,7 @@ def quantizer(
         raise DeviceError(f"{key} ({precision}) does not work on {device} ({reason}); set it to {works}")
 
     def quantize(linear: nn.Linear) -> FrozenLinear:
-        return QuantizedLinear.made_of(linear, kind.quantize(linear.weight.detach()), kind.form)
+        return QuantizedLinear.made_of(linear, kind.quantize(linear.weight.detach().to(via)), kind.form)
 
     return quantize
 
@@ -143,8 +143,7 @@ def _group_size(in_features: int) -> int:
 
 
 def _torchao_int8(weight: Tensor) -> dict[str, Tensor]:
-    with _unheard():
-        from torchao.quantization import Int8Tensor, PerRow
+    from torchao.quantization import Int8Tensor, PerRow
 
     def rows(piece: Tensor) -> dict[str, Tensor]:
         made = Int8Tensor.from_hp(piece, granularity=PerRow())
@@ -154,8 +153,7 @@ def _torchao_int8(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _torchao_fp8(weight: Tensor) -> dict[str, Tensor]:
-    with _unheard():
-        from torchao.quantization import Float8Tensor, PerRow
+    from torchao.quantization import Float8Tensor, PerRow
 
     def rows(piece: Tensor) -> dict[str, Tensor]:
         made = Float8Tensor.from_hp(piece, granularity=PerRow())
@@ -167,17 +165,6 @@ def _torchao_fp8(weight: Tensor) -> dict[str, Tensor]:
 def _bytes_of_fp8(data: Tensor, scale: Tensor) -> Tensor:
     """The numbers' bytes; zero in rows of zeros, where both libraries divide zero by zero."""
     return data.view(torch.int8).masked_fill(scale == 0, 0)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Import in silence: torchao reports every kernel that was not built for this machine."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 KINDS: Mapping[QuantizedPrecision, Kind] = {

@@ -44,7 +44,7 @@ def linear_of(rows: int, columns: int, dtype: torch.dtype = torch.float32, *, bi
 
 
 def quantized(linear: nn.Linear, precision: str) -> FrozenLinear:
-    return quantizer(precision, device=CPU, key="base_model_precision")(linear)
+    return quantizer(precision, device=CPU, via=CPU, key="base_model_precision")(linear)
 
 
 def by_the_library(weight: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def test_layers_that_compute_in_float32_are_not_quantized() -> None:
         pass
 
     module = nn.Sequential(Exact(8, 8), nn.Linear(8, 8))
-    make = quantizer("int8-quanto", device=CPU, key="base_model_precision")
+    make = quantizer("int8-quanto", device=CPU, via=CPU, key="base_model_precision")
     exact, other = freeze_linears(module, in_float32=(Exact,), quantize=make)
     assert not isinstance(exact, QuantizedLinear)
     assert exact.in_float32
@@ -190,7 +190,7 @@ def quantized_blocks(
     """Loss and gradients of quantized blocks with a LoRA, however they are kept."""
     torch.manual_seed(0)
     blocks = nn.ModuleList(Block(64) for _ in range(4))
-    freeze_linears(blocks, quantize=quantizer(precision, device=CPU, key="base_model_precision"))
+    freeze_linears(blocks, quantize=quantizer(precision, device=CPU, via=CPU, key="base_model_precision"))
     prepare(blocks)
     names = [f"{number}.{name}" for number in range(4) for name in ("up", "down")]
     add_lora(blocks, targets=names, rank=4, alpha=4.0, generator=torch.Generator().manual_seed(2))
@@ -225,7 +225,7 @@ def test_streamed_quantized_blocks_train_to_the_bit_like_resident_ones(precision
 @pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto", "fp8-quanto"])
 def test_nothing_can_be_merged_into_a_quantized_layer(precision: str) -> None:
     module = nn.Sequential(nn.Linear(64, 8))
-    freeze_linears(module, quantize=quantizer(precision, device=CPU, key="base_model_precision"))
+    freeze_linears(module, quantize=quantizer(precision, device=CPU, via=CPU, key="base_model_precision"))
     before = module[0].stored()["weight"].clone()
     add_lora(module, targets=["0"], rank=2, alpha=2.0, generator=torch.Generator().manual_seed(0))
     nn.init.ones_(module[0].lora_B["default"].weight)
@@ -242,7 +242,7 @@ def test_a_device_without_a_format_is_told_one_that_works(monkeypatch: pytest.Mo
     broken = quantize.Kind(kind.package, kind.library, kind.quantize, lacking)
     monkeypatch.setattr(quantize, "KINDS", {**KINDS, "fp8-quanto": broken})
     with pytest.raises(DeviceError) as error:
-        quantizer("fp8-quanto", device=CPU, key="base_model_precision")
+        quantizer("fp8-quanto", device=CPU, via=CPU, key="base_model_precision")
     assert str(error.value) == (
         "base_model_precision (fp8-quanto) does not work on cpu (Trying to convert Float8_e4m3fn to the MPS "
         "backend); set it to int8-quanto"
@@ -254,4 +254,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"text_encoder_1_precision \(int8-torchao\) needs the package torchao"
     ):
-        quantizer("int8-torchao", device=CPU, key="text_encoder_1_precision")
+        quantizer("int8-torchao", device=CPU, via=CPU, key="text_encoder_1_precision")

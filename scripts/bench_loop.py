@@ -40,7 +40,7 @@ from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import EventLog
 from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
 from longcat_tune.training.parts import LoopParts
-from longcat_tune.training.schedules import Schedule, apply_schedule
+from longcat_tune.training.schedules import AppliedSchedule, Schedule
 from longcat_tune.types import Batch
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -159,7 +159,7 @@ def measure(pairs: int, folder: Path) -> dict[str, Any]:
     parts = LoopParts(
         model=model,
         optimizer=optimizer,
-        schedule=apply_schedule(Schedule("constant"), optimizer),
+        schedule=AppliedSchedule(Schedule("constant"), optimizer),
         accelerator=Accelerator(cpu=True),
         draw_sigma=SigmaDensity().sample,
         compute=autocast,

@@ -57,7 +57,7 @@ class SigmaDensity:
             generator: the only source of randomness.
 
         Returns:
-            Float32 [count], strictly between 0 and 1; within the window where there is one.
+            Float32 [count], 0 to 1 and within the window; a uniform density reaches 0 itself.
         """
         device = generator.device
         if self._has_window:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.lora import LoraSection
@@ -183,7 +182,7 @@ def loop_weights(training: TrainingSection, optimizer: Optimizer) -> Weights:
 
 def build_schedule(
     training: TrainingSection, optimizer: Optimizer, *, max_steps: int, completed_steps: int
-) -> LambdaLR:
+) -> schedules.AppliedSchedule:
     """Let the learning rate take its course.
 
     Args:
@@ -200,7 +199,7 @@ def build_schedule(
         num_cycles=training.lr_num_cycles,
         power=training.lr_power,
     )
-    return schedules.apply_schedule(schedule, optimizer, completed_steps=completed_steps)
+    return schedules.AppliedSchedule(schedule, optimizer, completed_steps=completed_steps)
 
 
 def sigma_density(flow: FlowSection) -> SigmaDensity:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from longcat_tune.flow.weighting import Weigh, equal_weights
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.interfaces import SameWeights, Weights
 from longcat_tune.training.processes import Processes
+from longcat_tune.training.schedules import AppliedSchedule
 from longcat_tune.training.step import DrawSigma
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LoopParts:
 
     model: nn.Module
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: AppliedSchedule
     accelerator: Accelerator
     draw_sigma: DrawSigma
     compute: Callable[[], AbstractContextManager[object]] = nullcontext

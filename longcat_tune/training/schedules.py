@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 ScheduleName = Literal[
     "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial", "rex"
@@ -88,17 +87,32 @@ def _rex(progress: float) -> float:
     return (1 - progress) / (1 / 2 + (1 - progress) / 2)
 
 
-def apply_schedule(schedule: Schedule, optimizer: Optimizer, *, completed_steps: int = 0) -> LambdaLR:
-    """Let a schedule drive an optimizer.
+class AppliedSchedule:
+    """A schedule that drives an optimizer; nothing of it is saved.
+
+    Not torch's LambdaLR, which wraps the optimizer's step to warn of one that was left out: a step that is
+    skipped for lack of memory is.
 
     Args:
         schedule: the course.
         optimizer: its current rates, one for each group, are the full ones.
         completed_steps: where a resumed run goes on.
     """
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    # LambdaLR takes one step when it is built, hence the -1.
-    return LambdaLR(
-        optimizer, lambda completed: schedule.factor(completed + 1), last_epoch=completed_steps - 1
-    )
+
+    def __init__(self, schedule: Schedule, optimizer: Optimizer, *, completed_steps: int = 0) -> None:
+        self._schedule = schedule
+        self._optimizer = optimizer
+        self._full = [group["lr"] for group in optimizer.param_groups]
+        self._completed = completed_steps
+        self._set()
+
+    def step(self) -> None:
+        """Set the rates of the next step, once after every step."""
+        self._completed += 1
+        self._set()
+
+    def _set(self) -> None:
+        factor = self._schedule.factor(self._completed + 1)
+        # Looked up each time: loading a state replaces the groups.
+        for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
+            group["lr"] = full * factor

@@ -34,7 +34,7 @@ from longcat_tune.training.metrics import StepMetrics
 from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
 from longcat_tune.training.parts import LoopParts
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
-from longcat_tune.training.schedules import Schedule, ScheduleName, apply_schedule
+from longcat_tune.training.schedules import AppliedSchedule, Schedule, ScheduleName
 from longcat_tune.types import Batch
 from tests.training.toys import ToyGroup
 
@@ -123,7 +123,7 @@ class Run:
         parts = LoopParts(
             self.model,
             self.optimizer,
-            apply_schedule(schedule, self.optimizer, completed_steps=start.step),
+            AppliedSchedule(schedule, self.optimizer, completed_steps=start.step),
             Accelerator(cpu=True),
             SigmaDensity().sample,
             lambda: torch.autocast("cpu", torch.bfloat16, enabled=self.bf16),

@@ -10,12 +10,12 @@ import torch
 from torch.nn import Parameter
 from torch.optim import SGD
 
-from longcat_tune.training.schedules import Schedule, ScheduleName, apply_schedule
+from longcat_tune.training.schedules import AppliedSchedule, Schedule, ScheduleName
 
 
 def rates(schedule: Schedule, *, steps: int, completed: int = 0) -> list[float]:
     optimizer = SGD([Parameter(torch.zeros(1))], lr=2e-4)
-    driver = apply_schedule(schedule, optimizer, completed_steps=completed)
+    driver = AppliedSchedule(schedule, optimizer, completed_steps=completed)
     made = []
     for _ in range(steps):
         made.append(optimizer.param_groups[0]["lr"])
@@ -75,5 +75,5 @@ def test_a_resumed_schedule_goes_on_to_the_bit(name: ScheduleName, completed: in
 def test_groups_keep_their_ratio() -> None:
     slow, fast = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
     optimizer = SGD([{"params": [slow], "lr": 1e-4}, {"params": [fast], "lr": 16e-4}])
-    apply_schedule(Schedule("linear", total_steps=11), optimizer, completed_steps=5)
+    AppliedSchedule(Schedule("linear", total_steps=11), optimizer, completed_steps=5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-5, 8e-4])

@@ -17,7 +17,7 @@ from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import StepMetrics
 from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
 from longcat_tune.training.parts import LoopParts
-from longcat_tune.training.schedules import Schedule, apply_schedule
+from longcat_tune.training.schedules import AppliedSchedule, Schedule
 from longcat_tune.types import Batch
 
 
@@ -88,7 +88,7 @@ def parts(model: nn.Module | None = None, *, warmup: int = 4, completed: int = 0
     settings = OptimizerSettings(learning_rate=1e-2)
     trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
     optimizer = build_optimizer(settings, trained, is_up=lambda _: False)
-    schedule = apply_schedule(
+    schedule = AppliedSchedule(
         Schedule("constant_with_warmup", warmup_steps=warmup), optimizer, completed_steps=completed
     )
     return LoopParts(model, optimizer, schedule, Accelerator(cpu=True), SigmaDensity().sample)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from longcat_tune.errors import ConfigError, DeviceError
 from longcat_tune.memory import quantize
 from longcat_tune.memory.frozen import FrozenLinear, freeze_linears
+from longcat_tune.memory.host_buffer import HostBuffer
 from longcat_tune.memory.quantize import KINDS, quantizer
 from longcat_tune.memory.quantized import QuantizedLinear
-from longcat_tune.memory.streaming import BlockStream
 from longcat_tune.model.lora import add_lora
 
 CPU = torch.device("cpu")
@@ -207,19 +207,28 @@ def quantized_blocks(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_streamed_quantized_blocks_train_to_the_bit_like_resident_ones(precision: str) -> None:
-    streams: list[BlockStream] = []
+def test_blocks_train_to_the_bit_alike_when_their_weights_come_from_elsewhere(precision: str) -> None:
+    buffers: list[HostBuffer] = []
+
+    def from_a_buffer(blocks: nn.ModuleList) -> None:
+        layers = [one for one in blocks.modules() if isinstance(one, FrozenLinear)]
+        buffer = HostBuffer.holding([layer.stored() for layer in layers], pinned=False)
+        for layer, kept, copied in zip(
+            layers, buffer.tensors(), buffer.views(buffer.memory.clone()), strict=True
+        ):
+            layer.keep({name: torch.full_like(tensor, 77) for name, tensor in kept.items()})
+            layer.fetch = lambda _, layer=layer, copied=copied: layer.use(copied)
+        buffers.append(buffer)
+
     resident = quantized_blocks(precision, prepare=lambda _: None)
-    streamed = quantized_blocks(
-        precision, prepare=lambda blocks: streams.append(BlockStream(list(blocks), device=CPU))
-    )
-    assert torch.equal(resident[0], streamed[0])
-    assert resident[1].keys() == streamed[1].keys()
+    fetched = quantized_blocks(precision, prepare=from_a_buffer)
+    assert torch.equal(resident[0], fetched[0])
+    assert resident[1].keys() == fetched[1].keys()
     assert len(resident[1]) == 16
     for name, gradient in resident[1].items():
-        assert torch.equal(gradient, streamed[1][name]), name
-    # What travels are the quantized bytes: four blocks of 2 x 64 x 128 numbers would be 256 KiB in float32.
-    assert streams[0].host_bytes < 4 * 2 * 64 * 128 * 4 * 0.4
+        assert torch.equal(gradient, fetched[1][name]), name
+    # What travels are the quantized bytes: four blocks of 2 x 64 x 128 numbers are 256 KiB in float32.
+    assert buffers[0].num_bytes < 4 * 2 * 64 * 128 * 4 * 0.4
 
 
 @pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto", "fp8-quanto"])

@@ -136,6 +136,7 @@ def load_text_encoder(
     zero_pad: bool,
     dtype: torch.dtype,
     device: torch.device,
+    prepare: Callable[[nn.Module], object] | None = None,
 ) -> TextEncoder:
     """Load a checkpoint's text encoder, strictly.
 
@@ -146,6 +147,8 @@ def load_text_encoder(
         zero_pad: fill a narrower encoder's features up with zeros.
         dtype: precision of weights and features.
         device: where it works.
+        prepare: may replace the loaded module's linear layers, which are in host memory then; what it leaves
+            moves to the device.
 
     Raises:
         CheckpointError: files are missing or damaged, it is another encoder than asked for, or its width is
@@ -156,8 +159,11 @@ def load_text_encoder(
     family = _family(folder, config, choice)
     width = _width(config, family)
     added_width = _added_width(folder, width, caption_channels, zero_pad=zero_pad)
+    module = _load_module(folder, family, dtype)
+    if prepare is not None:
+        prepare(module)
     return TextEncoder(
-        module=_load_module(folder, family, dtype).to(device).eval().requires_grad_(requires_grad=False),
+        module=module.to(device).eval().requires_grad_(requires_grad=False),
         tokenizer=_load_tokenizer(tokenizer_folder),
         added_width=added_width,
     )

@@ -35,6 +35,7 @@ from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
 from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
 from longcat_tune.runs.plan import RunPlan
+from longcat_tune.runs.precision import text_encoder_weights
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.training.trouble import explained_out_of_memory
@@ -99,13 +100,15 @@ def _encode_texts(
     jobs: Sequence[TextJob], config: RunConfig, checkpoint: CheckpointFolders, device: torch.device
 ) -> None:
     model = config.model
+    weights = text_encoder_weights(model, device)
     encoder = load_text_encoder(
         checkpoint.text_encoder,
         choice=model.text_encoder,
         caption_channels=read_transformer_config(checkpoint.transformer)["caption_channels"],
         zero_pad=model.text_encoder_zero_pad,
-        dtype=DTYPES[model.text_encoder_1_precision],
+        dtype=weights.dtype,
         device=device,
+        prepare=weights.freeze if weights.quantize else None,
     )
 
     def encode(captions: Sequence[str]) -> Sequence[TextFeatures]:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
 from longcat_tune.errors import CheckpointError
+from longcat_tune.memory.frozen import freeze_linears
+from longcat_tune.memory.quantize import quantizer
 from longcat_tune.model.text_encoder import (
     TextEncoder,
     clean_prompt,
@@ -242,3 +244,18 @@ def test_identity_follows_encoder_and_tokenizer(tmp_path):
         path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
         seen.add(text_encoder_identity(checkpoint))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"), [("int8-quanto", 0.02), ("fp8-quanto", 0.08), ("int4-quanto", 0.3)]
+)
+def test_quantized_layers_change_the_features_as_little_as_their_bits_allow(precision: str, error: float):
+    cpu = torch.device("cpu")
+    quantize = quantizer(precision, device=cpu, via=cpu, key="text_encoder_1_precision")
+    encoder = load(prepare=lambda module: freeze_linears(module, quantize=quantize))
+    layers = [one for one in encoder.module.modules() if isinstance(one, torch.nn.Linear)]
+    assert len(layers) > 10
+    assert all(layer.weight.dtype == torch.int8 for layer in layers)
+    exact, close = tiny().encode([CAPTION])[0], encoder.encode([CAPTION])[0]
+    assert close.text_LD.dtype == torch.float32
+    assert 0 < (exact.text_LD - close.text_LD).norm() / exact.text_LD.norm() < error

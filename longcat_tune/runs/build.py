@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -27,12 +28,11 @@ from longcat_tune.model.weights import (
     shard_paths,
 )
 from longcat_tune.runs.adapter import AdapterPlan, plan_adapter
+from longcat_tune.runs.precision import base_weights
 from longcat_tune.training import optimizers, schedules
 from longcat_tune.training.interfaces import SameWeights, Weights
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
 from longcat_tune.training.trouble import explained_out_of_memory
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 NEEDED = ((TRANSFORMER,), ("vae",), ("text_encoder", "tokenizer"))
 """Folders of a checkpoint that transformer, VAE and text encoder are made from."""
@@ -104,14 +104,23 @@ def build_transformer(model: ModelSection, folder: Path, *, device: torch.device
 
     Raises:
         CheckpointError: its files are incomplete or of another model.
-        DeviceError: the device has no room for it.
+        ConfigError: the library of a quantized format is not installed.
+        DeviceError: the device has no room for it, or cannot compute with a quantized format.
     """
+    weights, host = base_weights(model, device), torch.device("cpu")
+
+    def prepare(_: int, block: nn.Module) -> None:
+        weights.freeze(block)
+        block.to(device)
+
     with explained_out_of_memory("loading the transformer"):
         return load_transformer(
             folder,
-            dtype=DTYPES[model.base_model_precision],
+            dtype=weights.dtype,
             device=device,
             attend=ATTENTION_FUNCTIONS[model.attention_implementation],
+            prepare_block=prepare if weights.quantize else None,
+            block_device=lambda _: host if weights.quantize else device,
         )
 
 

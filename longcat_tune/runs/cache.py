@@ -32,10 +32,10 @@ from longcat_tune.log import progress
 from longcat_tune.model.text_encoder import clean_prompt, load_text_encoder
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import read_transformer_config
-from longcat_tune.runs.build import DTYPES, CheckpointFolders, find_checkpoint, pick_device
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device
 from longcat_tune.runs.cache_jobs import CachedRun, CacheJobs
 from longcat_tune.runs.plan import RunPlan
-from longcat_tune.runs.precision import text_encoder_weights
+from longcat_tune.runs.precision import DTYPES, text_encoder_weights
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.training.trouble import explained_out_of_memory

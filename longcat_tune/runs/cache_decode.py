@@ -13,8 +13,9 @@ from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import ConfigError, DataError
 from longcat_tune.log import output
 from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.build import DTYPES, find_checkpoint, pick_device
+from longcat_tune.runs.build import find_checkpoint, pick_device
 from longcat_tune.runs.cache_jobs import CachedRun, wanted_by
+from longcat_tune.runs.precision import DTYPES
 from longcat_tune.sampling.pictures import to_frames
 from longcat_tune.training.trouble import explained_out_of_memory
 

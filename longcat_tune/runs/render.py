@@ -27,9 +27,10 @@ from longcat_tune.files import write_atomically, write_json_atomically
 from longcat_tune.log import progress
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.build import DTYPES, CheckpointFolders, compute_context
+from longcat_tune.runs.build import CheckpointFolders, compute_context
 from longcat_tune.runs.cache import free_memory
 from longcat_tune.runs.cache_jobs import CachedRequest
+from longcat_tune.runs.precision import DTYPES
 from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, to_frames
 from longcat_tune.sampling.render import render_latents
 from longcat_tune.sampling.requests import EncodedRequest

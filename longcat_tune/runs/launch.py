@@ -76,7 +76,12 @@ def build_accelerator() -> Accelerator:
 
 def shards_base(accelerator: Accelerator) -> bool:
     """Whether each process is to hold a share of the frozen base: asked for, and there are several."""
-    return _is_true(os.environ, FSDP) and accelerator.num_processes > 1
+    return asks_to_share() and accelerator.num_processes > 1
+
+
+def asks_to_share() -> bool:
+    """Whether the launch asks for a base that is shared out over its processes."""
+    return _is_true(os.environ, FSDP)
 
 
 def require_shardable(*, renders: bool, dora: bool) -> None:

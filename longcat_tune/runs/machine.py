@@ -1,0 +1,142 @@
+"""What the machine has to give to a run, or another machine that is only named by its sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from longcat_tune.errors import ConfigError
+from longcat_tune.memory.budget import GIB, Capacity
+from longcat_tune.memory.budget_time import CARDS, Rates, rates_of
+from longcat_tune.memory.budget_training import CONTEXT
+from longcat_tune.runs.build import pick_device
+
+IMPORTS = {"cpu": int(0.57 * GIB), "mps": int(0.8 * GIB), "cuda": int(3.0 * GIB)}
+"""Host memory of Python with all libraries, by kind of device. cpu: the peak of a training run on the
+miniature; the others: typical, not measured."""
+
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan is made for.
+
+    Attributes:
+        name: of the device.
+        capacity: free memory.
+        rates: of the device; None when they are not known, or it is a CPU.
+        imports_bytes: of host memory that Python and its libraries take.
+    """
+
+    name: str
+    capacity: Capacity
+    rates: Rates | None
+    imports_bytes: int
+
+
+def this_machine() -> Machine:
+    """The fastest device here and what is free now, of it and of the host's memory."""
+    device = pick_device()
+    imports = max(IMPORTS[device.type], host_peak_bytes())
+    host = _free_host_bytes()
+    if device.type != "cuda":
+        return Machine(device.type, Capacity(None, host), None, imports)
+    free, _ = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device)
+    return Machine(name, Capacity(free, host), rates_of(name), imports)
+
+
+def planned_machine(
+    machine: Machine, *, device_memory: str | None, host_memory: str | None, device_name: str | None
+) -> Machine:
+    """Another machine: what is not given is as here.
+
+    Args:
+        machine: this one.
+        device_memory: of its card, all of it; `24GiB`.
+        host_memory: that the run may use.
+        device_name: of its card, for seconds per step.
+
+    Raises:
+        ConfigError: a size cannot be read, or a name is not known.
+    """
+    capacity, rates, imports = machine.capacity, machine.rates, machine.imports_bytes
+    name = device_name or machine.name
+    if device_name is not None:
+        rates = rates_of(device_name)
+        if rates is None:
+            names = ", ".join(CARDS)
+            raise ConfigError(f"--device-name ({device_name}) must be one of {names}; or leave it out")
+    if device_memory is not None:
+        card = max(0, parse_size("--device-memory", device_memory) - CONTEXT)
+        if device_name is None:
+            name, rates = f"a card of {device_memory}", None
+        capacity, imports = Capacity(card, capacity.host), IMPORTS["cuda"]
+    if host_memory is not None:
+        capacity = Capacity(capacity.device, parse_size("--host-memory", host_memory))
+    return Machine(name, capacity, rates, imports)
+
+
+def parse_size(option: str, text: str) -> int:
+    """Read a size in bytes, such as `24GiB`, `24G` or `64000MB`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in UNITS or found[1].count(".") > 1 or not found[1].strip("."):
+        msg = f"{option} ({text}) must be a size in bytes; write it like 24GiB or 24GB"
+        raise ConfigError(msg)
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def host_peak_bytes() -> int:
+    """The most host memory that this process held so far."""
+    # Imported here because Windows lacks it.
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 2**10
+
+
+def device_peak_bytes(device: torch.device) -> int | None:
+    """The most that torch's tensors held of a card's memory so far; None where there is no card."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _free_host_bytes() -> int:
+    """Free memory, and what this process holds already; shared by the processes of one machine."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = _kibibytes(MEMINFO, "MemAvailable")
+    free = physical if available is None else available + (_kibibytes(STATUS, "VmRSS") or 0)
+    for path in CGROUP_LIMITS:
+        if path.is_file() and (limit := path.read_text().strip()).isdigit():
+            free = min(free, int(limit))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _kibibytes(path: Path, field: str) -> int | None:
+    """A field of one of Linux's tables in bytes; None elsewhere."""
+    if not path.is_file():
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 2**10

@@ -1,0 +1,283 @@
+"""What a run needs of a machine's memory and how long its steps take, before any weight is touched.
+
+With `memory_plan: auto` it decides what leaves the device; what does not fit is refused with the change that
+makes it fit. The arithmetic is memory's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from longcat_tune.config.model import ModelSection
+from longcat_tune.config.run import RunConfig
+from longcat_tune.errors import DeviceError
+from longcat_tune.memory.budget import SPARE, Budget, Shortage, gib, shortages
+from longcat_tune.memory.budget_parts import (
+    Picture,
+    encode_budget,
+    evaluation_budget,
+    render_budget,
+    text_budget,
+)
+from longcat_tune.memory.budget_time import StepCost, step_cost
+from longcat_tune.memory.budget_training import BatchSize, Placement, Training, training_budget
+from longcat_tune.runs.machine import Machine
+from longcat_tune.runs.memory_sizes import RunSizes, placement_of
+from longcat_tune.types import Bucket
+
+logger = logging.getLogger(__name__)
+
+CHUNKS = (8192, 4096, 2048, 1024)
+"""Tokens at a time, that a plan tries for the feed-forward layers; smaller ones would slow the products."""
+
+SMALLER_PRECISIONS = ("int8-quanto", "int4-quanto")
+"""What a refusal proposes when no placement fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that a run does with the machine's memory.
+
+    Attributes:
+        name: shown.
+        budget: what it needs.
+        cost: of a step, for training.
+    """
+
+    name: str
+    budget: Budget
+    cost: StepCost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a run needs, on a certain machine.
+
+    Attributes:
+        config: as asked, with what `memory_plan: auto` chose in place.
+        machine: that it is planned for.
+        placement: of weights and activations.
+        parts: training on each bucket, evaluation, renders, and encoding.
+        released: whether the released model's sizes stand for a checkpoint that is not here yet.
+    """
+
+    config: RunConfig
+    machine: Machine
+    placement: Placement
+    parts: tuple[Part, ...]
+    released: bool
+
+    @property
+    def shortages(self) -> tuple[Shortage, ...]:
+        """The memories that do not suffice."""
+        return shortages([part.budget for part in self.parts], self.machine.capacity)
+
+    def budget(self, part: Part) -> Budget:
+        """What a part needs on this machine, where device and host may be one."""
+        return part.budget if self.machine.capacity.device is not None else part.budget.on_one_memory()
+
+    def peak(self, *, device: bool) -> int:
+        """The most that any part needs of one memory, of the device's without what torch does not count."""
+        if device:
+            return max(self.budget(part).peak("device", reserve=False) for part in self.parts)
+        return max(self.budget(part).peak("host") for part in self.parts)
+
+    def seconds(self, part: Part) -> float | None:
+        """Of one optimizer step; None where the device's speed is not known or the part makes no steps."""
+        rates = self.machine.rates
+        return None if rates is None or part.cost is None else part.cost.seconds(rates)
+
+
+def plan_memory(config: RunConfig, sizes: RunSizes, machine: Machine) -> MemoryPlan:
+    """Decide where everything goes, and add up what that needs.
+
+    Args:
+        config: the run.
+        sizes: of the model, the batches and the renders.
+        machine: that it is to run on.
+    """
+    placement = placement_of(config, sizes.shape.depth)
+    if config.memory.memory_plan == "auto":
+        placement = _fitting(config, sizes, machine, placement) or _least(placement, sizes.shape.depth)
+        config = applied(config, placement)
+    parts = tuple(_parts(config.model, sizes, machine, placement))
+    return MemoryPlan(config, machine, placement, parts, sizes.released)
+
+
+def resolve(config: RunConfig, sizes: RunSizes, machine: Machine) -> RunConfig:
+    """Put what `memory_plan: auto` chooses into the keys that the builders read.
+
+    Args:
+        config: the run; with `memory_plan: manual` it comes back as it is.
+        sizes: as for `plan_memory`.
+        machine: as for `plan_memory`.
+
+    Raises:
+        DeviceError: it does not fit; says what to change.
+    """
+    plan = plan_memory(config, sizes, machine)
+    require_fit(plan, sizes)
+    return plan.config
+
+
+def applied(config: RunConfig, placement: Placement) -> RunConfig:
+    """A config whose keys say what a plan chose."""
+    memory = config.memory.model_copy(
+        update={
+            "musubi_blocks_to_swap": placement.streamed_blocks,
+            "feed_forward_chunk_size": placement.ffn_chunk_tokens,
+        }
+    )
+    training = config.training.model_copy(
+        update={"gradient_checkpointing_offload": placement.boundaries_on_host}
+    )
+    return config.model_copy(update={"memory": memory, "training": training})
+
+
+def require_fit(plan: MemoryPlan, sizes: RunSizes) -> None:
+    """Refuse a run that the machine has no room for, before anything is loaded.
+
+    Args:
+        plan: of the run.
+        sizes: that it was made from.
+
+    Raises:
+        DeviceError: says which memory, how much is missing, and the cheapest change that helps.
+    """
+    for shortage in plan.shortages:
+        kind = "device" if shortage.where == "device" else "host"
+        raise DeviceError(
+            f"{kind} memory ({gib(shortage.needed)} predicted for {shortage.moment.name}) must be at most "
+            f"{1 - SPARE:.0%} of the {gib(shortage.available)} that are free; {remedy(plan, sizes, shortage)}"
+        )
+
+
+def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
+    """The cheapest change that makes a run fit.
+
+    Args:
+        plan: that does not fit.
+        sizes: that it was made from.
+        shortage: of it.
+    """
+    config = plan.config
+    for precision in (config.model.base_model_precision, *SMALLER_PRECISIONS):
+        model = config.model.model_copy(update={"base_model_precision": precision})
+        trial = config.model_copy(update={"model": model})
+        found = _fitting(trial, sizes, plan.machine, plan.placement)
+        if found is None:
+            continue
+        changes = _changes(plan.placement, found)
+        if precision != config.model.base_model_precision:
+            changes.append(f"base_model_precision to {precision}")
+        return f"set {', '.join(changes)}" + (
+            ", or memory_plan to auto" if config.memory.memory_plan == "manual" and len(changes) > 1 else ""
+        )
+    return _smaller_work(shortage)
+
+
+def _smaller_work(shortage: Shortage) -> str:
+    """What to lower when no placement of weights and activations helps."""
+    name = shortage.moment.name
+    if "captions" in name or "text encoder" in name:
+        return "set text_encoder_1_precision to int8-quanto, or fill the caches on another machine"
+    if name.startswith(("denoising", "decoding")):
+        return "lower validation_resolution or validation_num_video_frames"
+    if name.startswith("encoding clips"):
+        return "lower the resolution of the datasets"
+    return (
+        f"nothing that can be moved makes up for the {gib(shortage.missing)}: lower train_batch_size, then "
+        "num_frames and resolution of the datasets"
+    )
+
+
+def _changes(now: Placement, found: Placement) -> list[str]:
+    """The keys that make one placement another."""
+    changes = []
+    if found.streamed_blocks != now.streamed_blocks:
+        changes.append(f"musubi_blocks_to_swap to {found.streamed_blocks}")
+    if found.boundaries_on_host != now.boundaries_on_host:
+        changes.append("gradient_checkpointing_offload to true")
+    if found.ffn_chunk_tokens != now.ffn_chunk_tokens:
+        changes.append(f"feed_forward_chunk_size to {found.ffn_chunk_tokens}")
+    return changes
+
+
+def _fitting(config: RunConfig, sizes: RunSizes, machine: Machine, least: Placement) -> Placement | None:
+    """The placement that fits with the fewest streamed blocks, then boundaries, then chunks; or none."""
+    for placement in _candidates(least, sizes.shape.depth):
+        parts = _parts(config.model, sizes, machine, placement)
+        if not shortages([part.budget for part in parts], machine.capacity):
+            return placement
+    return None
+
+
+def _candidates(least: Placement, depth: int) -> Iterator[Placement]:
+    """Placements from cheap to dear: more blocks streamed, then their inputs too, then smaller chunks."""
+    chunks = [chunk for chunk in CHUNKS if least.ffn_chunk_tokens is None or chunk < least.ffn_chunk_tokens]
+    levels = [(least.boundaries_on_host, least.ffn_chunk_tokens), (True, least.ffn_chunk_tokens)]
+    levels += [(True, chunk) for chunk in chunks]
+    for on_host, chunk in dict.fromkeys(levels):
+        for streamed in range(least.streamed_blocks, depth + 1):
+            yield replace(least, streamed_blocks=streamed, boundaries_on_host=on_host, ffn_chunk_tokens=chunk)
+
+
+def _least(placement: Placement, depth: int) -> Placement:
+    """The placement that needs least of the device."""
+    return replace(placement, streamed_blocks=depth, boundaries_on_host=True, ffn_chunk_tokens=CHUNKS[-1])
+
+
+def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Placement) -> Iterator[Part]:
+    """What a run does, each with what it needs; the largest of a kind stands for all where only it counts."""
+
+    def training(batch: BatchSize) -> Training:
+        return Training(
+            sizes.shape,
+            model.base_model_precision,
+            placement,
+            sizes.adapter,
+            batch,
+            machine.imports_bytes,
+        )
+
+    batches = [_batch(bucket, sizes, clips=sizes.batch_size) for bucket in sizes.trained]
+    for batch in batches:
+        step = training(batch)
+        cost = step_cost(step, micro_batches=sizes.micro_batches)
+        yield Part(f"training {batch.name}", training_budget(step), cost)
+    largest = max(batches, key=lambda batch: batch.tokens, default=None)
+    for bucket in _largest(sizes.held_out):
+        if largest is not None:
+            part = evaluation_budget(training(largest), _batch(bucket, sizes))
+            yield Part(f"evaluation {bucket.name}", part)
+    for bucket in _largest(sizes.rendered):
+        batch = _batch(bucket, sizes)
+        beside = training(largest or batch)
+        budget = render_budget(beside, batch, _picture(bucket), sizes.vae, in_training=largest is not None)
+        yield Part(f"render {bucket.name}", budget)
+    for bucket in _largest(sizes.encoded):
+        budget = encode_budget(sizes.vae, _picture(bucket), imports_bytes=machine.imports_bytes)
+        yield Part(f"encoding clips {bucket.name}", budget)
+    yield Part("encoding captions", text_budget(sizes.text_encoder, imports_bytes=machine.imports_bytes))
+
+
+def _largest(buckets: Iterable[Bucket]) -> Sequence[Bucket]:
+    """The one of most tokens, if there is any."""
+    chosen = max(buckets, key=lambda bucket: bucket.num_tokens, default=None)
+    return () if chosen is None else (chosen,)
+
+
+def _batch(bucket: Bucket, sizes: RunSizes, *, clips: int = 1) -> BatchSize:
+    frames, rows, columns = bucket.latent_shape
+    return BatchSize(
+        bucket.name,
+        clips,
+        sizes.shape.tokens(bucket.latent_shape),
+        sizes.shape.in_channels * frames * rows * columns,
+    )
+
+
+def _picture(bucket: Bucket) -> Picture:
+    return Picture(bucket.name, bucket.width, bucket.height, bucket.num_frames)

@@ -1,0 +1,199 @@
+"""The sizes that a memory plan is made from: of model, adapter, batches and renders; loads no weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from longcat_tune.config.model import ModelSection
+from longcat_tune.config.run import RunConfig
+from longcat_tune.config.training import TrainingSection
+from longcat_tune.errors import CheckpointError
+from longcat_tune.memory.budget_parts import (
+    BASE_WIDTH,
+    RELEASED_TEXT_ENCODER,
+    RELEASED_VAE_PARAMETERS,
+    TextEncoderSize,
+    VaeSize,
+)
+from longcat_tune.memory.budget_shape import BF16, FLOAT32, ModelShape
+from longcat_tune.memory.budget_training import AdapterSize, Placement
+from longcat_tune.model.weights import read_transformer_config
+from longcat_tune.runs.adapter import AdapterPlan
+from longcat_tune.runs.build import CheckpointFolders
+from longcat_tune.runs.launch import asks_to_share
+from longcat_tune.runs.plan import RunPlan
+from longcat_tune.runs.steps import launched_processes
+from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.types import Bucket
+
+STATE_BYTES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.03,
+    "adafactor": 0.1,
+    "prodigy": 16.0,
+    "adamw_schedulefree": 8.0,
+    "muon": 4.0,
+}
+"""Of an optimizer's state, per parameter. Measured on each library's; adafactor's is a row and a column of
+every matrix."""
+
+PRECISION_BYTES = {"bf16": 2.0, "fp32": 4.0, "int4-quanto": 0.5 + 2 * 2 / 128}
+"""Per parameter of the text encoder; the 8-bit ones: 1, and a scale per row that does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSizes:
+    """Of everything that a run has in memory at some time.
+
+    Attributes:
+        shape: of the transformer.
+        adapter: what is trained.
+        batch_size: clips of a micro batch.
+        micro_batches: of an optimizer step, in one process.
+        trained: buckets that are trained on.
+        held_out: buckets that the loss is measured on.
+        rendered: sizes of the renders.
+        encoded: sizes that the VAE encodes.
+        vae: its size.
+        text_encoder: its size.
+        released: whether the released model's sizes stand for a checkpoint that is not here yet.
+    """
+
+    shape: ModelShape
+    adapter: AdapterSize
+    batch_size: int
+    micro_batches: int
+    trained: tuple[Bucket, ...]
+    held_out: tuple[Bucket, ...]
+    rendered: tuple[Bucket, ...]
+    encoded: tuple[Bucket, ...]
+    vae: VaeSize
+    text_encoder: TextEncoderSize
+    released: bool
+
+
+def run_sizes(
+    config: RunConfig,
+    plan: RunPlan,
+    requests: Sequence[RenderRequest],
+    checkpoint: CheckpointFolders | None,
+    adapter: AdapterPlan | None,
+) -> RunSizes:
+    """Collect the sizes of a run.
+
+    Args:
+        config: the run.
+        plan: of its clips.
+        requests: what it renders.
+        checkpoint: where the weights are; None: not here yet, then the released model's sizes are taken.
+        adapter: what it trains; None: nothing.
+
+    Raises:
+        CheckpointError: a component's config or weights cannot be read.
+    """
+    shape = (
+        ModelShape() if checkpoint is None else ModelShape.of(read_transformer_config(checkpoint.transformer))
+    )
+    trained = sorted({bucket for dataset in plan.training for bucket in dataset.bucket_uses})
+    held_out = sorted({bucket for dataset in plan.held_out for bucket in dataset.bucket_uses})
+    rendered = sorted({request.size for request in requests})
+    return RunSizes(
+        shape=shape,
+        adapter=_adapter_size(shape, adapter, config.training),
+        batch_size=config.training.train_batch_size,
+        micro_batches=config.training.gradient_accumulation_steps,
+        trained=tuple(trained) if adapter is not None else (),
+        held_out=tuple(held_out),
+        rendered=tuple(rendered),
+        encoded=(*trained, *held_out),
+        vae=_vae_size(config.model, checkpoint),
+        text_encoder=_text_encoder_size(config.model, checkpoint),
+        released=checkpoint is None,
+    )
+
+
+def placement_of(config: RunConfig, depth: int) -> Placement:
+    """Where the keys of a config put weights and activations.
+
+    Args:
+        config: the run.
+        depth: blocks of the model.
+    """
+    memory, training = config.memory, config.training
+    whole = memory.enable_group_offload
+    return Placement(
+        streamed_blocks=depth if whole else min(memory.musubi_blocks_to_swap, depth),
+        blocks_per_group=memory.group_offload_blocks_per_group if whole else 1,
+        boundaries_on_host=training.gradient_checkpointing_offload,
+        ffn_chunk_tokens=memory.feed_forward_chunk_size,
+        recompute_every=(
+            training.gradient_checkpointing_interval if training.gradient_checkpointing else None
+        ),
+        on_disk=whole and memory.group_offload_to_disk_path is not None,
+        sharing=launched_processes() if asks_to_share() else 1,
+    )
+
+
+def _adapter_size(shape: ModelShape, plan: AdapterPlan | None, training: TrainingSection) -> AdapterSize:
+    if plan is None:
+        return AdapterSize(0, in_attention=False, in_ffn=False, state_bytes=0.0, averaged=False)
+    parameters = sum(shape.linear(name).lora(rank) for name, rank in plan.ranks.items())
+    if plan.dora:
+        parameters += sum(shape.linear(name).outputs for name in plan.ranks)
+    return AdapterSize(
+        parameters,
+        in_attention=any("attn." in name for name in plan.ranks),
+        in_ffn=any(".ffn." in name for name in plan.ranks),
+        state_bytes=STATE_BYTES[training.optimizer],
+        averaged=training.use_ema,
+    )
+
+
+def _vae_size(model: ModelSection, checkpoint: CheckpointFolders | None) -> VaeSize:
+    element = BF16 if model.vae_dtype == "bf16" else FLOAT32
+    if checkpoint is None:
+        return VaeSize(RELEASED_VAE_PARAMETERS, BASE_WIDTH, element)
+    folder = checkpoint.vae / "vae"
+    return VaeSize(_parameters_in(folder), int(_config_of(folder).get("base_dim", BASE_WIDTH)), element)
+
+
+def _text_encoder_size(model: ModelSection, checkpoint: CheckpointFolders | None) -> TextEncoderSize:
+    each = PRECISION_BYTES.get(model.text_encoder_1_precision, 1.0)
+    if checkpoint is None:
+        released = RELEASED_TEXT_ENCODER
+        return TextEncoderSize(released.parameters, each, released.heads)
+    folder = checkpoint.text_encoder / "text_encoder"
+    content = _config_of(folder)
+    # UMT5's name for it, then Qwen's, whose language model may have a config of its own.
+    heads = content.get("num_heads") or content.get("text_config", content)["num_attention_heads"]
+    return TextEncoderSize(_parameters_in(folder), each, int(heads))
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: cannot be read; fetch the checkpoint again"
+        ) from error
+    return content
+
+
+def _parameters_in(folder: Path) -> int:
+    """Elements of all tensors of a component, by the heads of its files."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged or incomplete ({error}); fetch it again") from error
+    return total

@@ -181,8 +181,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         (["cache", "prune", "--no"], "No such option: --no"),
         (["cache", "verify", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
         (
-            ["check", "--base_model_precision", "int8-quanto"],
-            "command line: --base_model_precision (int8-quanto): not available yet: ",
+            ["check", "--validation_preview_steps", "2"],
+            "command line: --validation_preview_steps (2): not available yet: ",
         ),
         (["check", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
         (["check", "--config", "no/config.json"], "no/config.json: there is no such file; "),

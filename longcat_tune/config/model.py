@@ -12,7 +12,6 @@ from longcat_tune.config.values import synonyms
 QuantizedPrecision = Literal["int8-quanto", "int4-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao"]
 WeightPrecision = Literal["bf16", "fp32"] | QuantizedPrecision
 
-_QUANTIZED_LATER = Later("quantized weights come with the memory stage", available=("fp32",))
 _PRECISION_NAMES = synonyms({"no_change": "bf16", "default": "bf16"})
 _PRECISION_INSTEAD = Instead(
     nearest={
@@ -57,16 +56,12 @@ class ModelSection(Section):
     pretrained_text_encoder_model_name_or_path: str | None = Field(
         default=None, description="Folder or hub id of another text encoder. null: the checkpoint's."
     )
-    base_model_precision: Annotated[
-        WeightPrecision, _PRECISION_NAMES, _QUANTIZED_LATER, _PRECISION_INSTEAD
-    ] = Field(
+    base_model_precision: Annotated[WeightPrecision, _PRECISION_NAMES, _PRECISION_INSTEAD] = Field(
         default="bf16",
         description="How the frozen base weights are held. no_change means bf16, the released precision; "
-        "the quantized ones need less memory.",
+        "the quantized ones need less memory, see docs/memory.md.",
     )
-    text_encoder_1_precision: Annotated[
-        WeightPrecision, _PRECISION_NAMES, _QUANTIZED_LATER, _PRECISION_INSTEAD
-    ] = Field(
+    text_encoder_1_precision: Annotated[WeightPrecision, _PRECISION_NAMES, _PRECISION_INSTEAD] = Field(
         default="bf16", description="How the text encoder's weights are held while captions are encoded."
     )
     vae_dtype: Annotated[Literal["bf16", "fp32"], _PRECISION_NAMES, Instead({"fp16": "bf16"})] = Field(
@@ -75,12 +70,9 @@ class ModelSection(Section):
     mixed_precision: Annotated[Literal["bf16", "no"], Instead({"fp16": "bf16", "fp8": "bf16"})] = Field(
         default="bf16", description="Precision of the training computation; no: float32, slow."
     )
-    quantize_via: Annotated[
-        Literal["cpu", "accelerator"],
-        MayChange(),
-        Later("it comes with quantized weights"),
-        Instead({"pipeline": "cpu"}),
-    ] = Field(default="cpu", description="Where weights are quantized.")
+    quantize_via: Annotated[Literal["cpu", "accelerator"], MayChange(), Instead({"pipeline": "cpu"})] = Field(
+        default="cpu", description="Where weights are quantized, a layer at a time."
+    )
     text_encoder: Literal["auto", "umt5", "qwen2_5_vl"] = Field(
         default="auto",
         description="auto: what the checkpoint was trained with (the released one: UMT5-XXL); umt5 or "

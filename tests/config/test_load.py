@@ -135,8 +135,7 @@ def test_foreign_keys_and_ours_do_not_overlap():
             {"base_model_precision": "nf4-bnb"},
             (
                 "base_model_precision (nf4-bnb) must be one of bf16, fp32, int8-quanto, int4-quanto, "
-                "fp8-quanto, int8-torchao, fp8-torchao; the nearest is int4-quanto (not available yet), "
-                "bf16 works now"
+                "fp8-quanto, int8-torchao, fp8-torchao; use int4-quanto"
             ),
         ),
         (
@@ -207,11 +206,7 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
     [
         ("enable_group_offload", True, "it comes with the memory stage; remove it or set false"),
         ("musubi_blocks_to_swap", 4, "it comes with the memory stage; remove it or set 0"),
-        (
-            "base_model_precision",
-            "int8-quanto",
-            "quantized weights come with the memory stage; remove it or set bf16",
-        ),
+        ("validation_preview", True, "it comes with the validation stage; remove it or set false"),
     ],
 )
 def test_what_is_not_built_yet_is_refused(tmp_path, key, value, message):

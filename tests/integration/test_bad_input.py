@@ -212,7 +212,7 @@ def test_a_checkpoint_folder_that_is_incomplete_names_the_file(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("base_model_precision", "int8-quanto"),
+        ("validation_preview_steps", 2),
         ("attention_implementation", "xformers"),
         ("attention_implementation", "flash"),
     ],

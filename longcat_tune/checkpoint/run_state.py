@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
-from longcat_tune.checkpoint.optimizer_file import read_optimizer, write_optimizer
+from longcat_tune.checkpoint.optimizer_file import write_optimizer
 from longcat_tune.errors import CheckpointError, UserError
 from longcat_tune.files import explained_disk_errors, flush_to_disk
 from longcat_tune.types import BestEvaluation
@@ -47,6 +47,8 @@ class RunState:
         fingerprint: what the run was configured with; JSON, for comparison on resume.
         best: of the evaluations so far; None: there were none.
         tracker_run_id: what a tracker knows the run by, so that a resumed one goes on in the same place.
+        origin: the checkpoint that the run was told by name to go on from, if it was: the same command finds
+            by it what has been made since.
     """
 
     step: int
@@ -55,6 +57,20 @@ class RunState:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     best: BestEvaluation | None = None
     tracker_run_id: str | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """A checkpoint all of whose files were found as they were written.
+
+    Attributes:
+        folder: of the checkpoint.
+        state: how far it has come.
+    """
+
+    folder: Path
+    state: RunState
 
 
 def save_checkpoint(
@@ -102,8 +118,11 @@ def save_checkpoint(
     return folder
 
 
-def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
-    """Find what `resume_from_checkpoint` means.
+def find_checkpoint(output_dir: Path, wanted: str) -> SavedRun | None:
+    """Find and verify what `resume_from_checkpoint` means.
+
+    A checkpoint that is named stands for what this run has made since it went on from there, too: so the same
+    command goes on after a stop.
 
     Args:
         output_dir: of the run.
@@ -113,54 +132,47 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
         None: there is nothing to resume from yet.
 
     Raises:
-        CheckpointError: a folder that was asked for is not there.
+        CheckpointError: a folder that was asked for is not there or damaged, or the run would leave its
+            checkpoints among those of another.
     """
     _put_back(output_dir)
+    newest = latest_checkpoint(output_dir)
     if wanted == "latest":
-        return latest_checkpoint(output_dir)
-    for folder in (output_dir / wanted, Path(wanted)):
-        if folder.is_dir():
-            return folder
-    there = ", ".join(folder.name for folder in _folders(output_dir)) or "none"
-    msg = f"resume_from_checkpoint ({wanted}) must be latest or a folder; in {output_dir} there are: {there}"
-    raise CheckpointError(msg)
+        return newest
+    places = [output_dir / wanted, Path(wanted)]
+    if newest is not None and newest.state.origin in {_origin(place) for place in places}:
+        logger.info("%s was made by going on from %s", newest.folder, wanted)
+        return newest
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        there = ", ".join(folder.name for folder in _folders(output_dir)) or "none"
+        rule = f"must be latest or a folder; in {output_dir} there are: {there}"
+        raise CheckpointError(f"resume_from_checkpoint ({wanted}) {rule}")
+    named = newest if newest is not None and newest.folder == folder else read_checkpoint(folder)
+    if newest is not None and named is not newest:
+        msg = (
+            f"resume_from_checkpoint ({wanted}) is not what {newest.folder} was made from, and what this run "
+            "saves would lie among the checkpoints of another; choose another output_dir, or move away those "
+            f"{'after it' if folder.parent == output_dir else 'in output_dir'}"
+        )
+        raise CheckpointError(msg)
+    return replace(named, state=replace(named.state, origin=_origin(folder)))
 
 
-def load_checkpoint(folder: Path, optimizer: Optimizer) -> RunState:
-    """Put a checkpoint's state into an optimizer over the same parameters.
-
-    Learning rate and other settings that the run configures stay the optimizer's own; see `read_optimizer`.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the optimizer does not fit.
-    """
-    state = read_state(folder)
-    read_optimizer(folder, optimizer)
-    return state
-
-
-def read_state(folder: Path) -> RunState:
+def read_checkpoint(folder: Path) -> SavedRun:
     """Verify a checkpoint and read how far it has come.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    if problem := _problem(folder):
+    try:
+        return _verified(folder)
+    except _DamagedError as problem:
         msg = (
             f"checkpoint {folder} cannot be used: {problem}; choose another one, or resume_from_checkpoint: "
             "latest for the newest complete one"
         )
-        raise CheckpointError(msg)
-    stored = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["state"]
-    best = stored.get("best")
-    return RunState(
-        stored["step"],
-        stored["epoch"],
-        tuple(stored["cursor"]),
-        stored["fingerprint"],
-        None if best is None else BestEvaluation(**best),
-        stored.get("tracker_run_id"),
-    )
+        raise CheckpointError(msg) from problem
 
 
 def has_checkpoints(output_dir: Path) -> bool:
@@ -169,13 +181,13 @@ def has_checkpoints(output_dir: Path) -> bool:
     return bool(_folders(output_dir))
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
+def latest_checkpoint(output_dir: Path) -> SavedRun | None:
     """Find the complete checkpoint with the most steps; damaged ones are named in a warning and skipped."""
     for folder in reversed(_folders(output_dir)):
-        problem = _problem(folder)
-        if problem is None:
-            return folder
-        logger.warning("checkpoint %s is skipped: %s", folder, problem)
+        try:
+            return _verified(folder)
+        except _DamagedError as problem:
+            logger.warning("checkpoint %s is skipped: %s", folder, problem)
     return None
 
 
@@ -187,23 +199,43 @@ def _folders(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None when all files are as they were written."""
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint, naming the file."""
+
+
+def _verified(folder: Path) -> SavedRun:
+    """Read a checkpoint all of whose files must be as they were written."""
     try:
-        stored = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        schema, files = stored["schema"], stored["files"]
-    except OSError:
-        return f"{STATE_FILE} is missing"
-    except (ValueError, KeyError, TypeError):
-        return f"{STATE_FILE} is damaged"
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        schema, files, stored = content["schema"], content["files"], content["state"]
+    except OSError as error:
+        raise _DamagedError(f"{STATE_FILE} is missing") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"{STATE_FILE} is damaged") from error
     if schema not in READABLE:
-        return f"{STATE_FILE} has schema {schema}, but this version reads {' and '.join(map(str, READABLE))}"
+        readable = " and ".join(map(str, READABLE))
+        raise _DamagedError(f"{STATE_FILE} has schema {schema}, but this version reads {readable}")
     for name, written in files.items():
         if not (folder / name).is_file():
-            return f"{name} is missing"
+            raise _DamagedError(f"{name} is missing")
         if _measure(folder / name) != written:
-            return f"{name} is damaged"
-    return None
+            raise _DamagedError(f"{name} is damaged")
+    best = stored.get("best")
+    state = RunState(
+        stored["step"],
+        stored["epoch"],
+        tuple(stored["cursor"]),
+        stored["fingerprint"],
+        None if best is None else BestEvaluation(**best),
+        stored.get("tracker_run_id"),
+        stored.get("origin"),
+    )
+    return SavedRun(folder, state)
+
+
+def _origin(folder: Path) -> str:
+    """What names a checkpoint in those that are made from it."""
+    return str(folder.resolve())
 
 
 def _write_state(part: Path, state: RunState) -> None:

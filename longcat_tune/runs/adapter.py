@@ -36,13 +36,16 @@ class AdapterPlan:
     start: LoraWeights | None
 
 
-def plan_adapter(lora: LoraSection, model: nn.Module, *, config_dir: Path) -> AdapterPlan:
+def plan_adapter(
+    lora: LoraSection, model: nn.Module, *, config_dir: Path, starts: bool = True
+) -> AdapterPlan:
     """Decide every layer's rank and scale, and read what the adapter starts as.
 
     Args:
         lora: the section.
         model: the base without the adapter; may be on the meta device.
         config_dir: where a relative init_lora is looked for first; then in the working folder.
+        starts: whether the run begins; one that goes on from a checkpoint takes no look at init_lora.
 
     Raises:
         ConfigError: an expression matches no layer, or a format cannot hold this adapter.
@@ -56,7 +59,9 @@ def plan_adapter(lora: LoraSection, model: nn.Module, *, config_dir: Path) -> Ad
             require_representable(form, targets, dora=lora.use_dora)
         except ConfigError as error:
             raise ConfigError(f"lora_format ({form}): {error}") from error
-    start = None if lora.init_lora is None else _start(lora, lora.init_lora, model, ranks, config_dir)
+    start: LoraWeights | None = None
+    if starts and lora.init_lora is not None:
+        start = _start(lora, lora.init_lora, model, ranks, config_dir)
     return AdapterPlan(ranks, alphas, lora.lora_dropout, lora.use_dora, start)
 
 

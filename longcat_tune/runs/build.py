@@ -124,20 +124,23 @@ def build_transformer(model: ModelSection, folder: Path, *, device: torch.device
         )
 
 
-def require_transformer(lora: LoraSection, folder: Path, *, config_dir: Path) -> AdapterPlan:
+def require_transformer(
+    lora: LoraSection, folder: Path, *, config_dir: Path, starts: bool = True
+) -> AdapterPlan:
     """Refuse an incomplete transformer and an adapter that does not fit it, before hours of encoding.
 
     Args:
         lora: the section.
         folder: the transformer's.
         config_dir: as for `plan_adapter`.
+        starts: as for `plan_adapter`.
 
     Raises:
         ConfigError: as `plan_adapter`.
         CheckpointError: the folder holds no transformer of this kind, or lacks a shard; or as `plan_adapter`.
     """
     shard_paths(folder)
-    return plan_adapter(lora, empty_transformer(folder), config_dir=config_dir)
+    return plan_adapter(lora, empty_transformer(folder), config_dir=config_dir, starts=starts)
 
 
 def uses_autocast(model: ModelSection) -> bool:

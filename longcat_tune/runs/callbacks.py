@@ -64,7 +64,13 @@ class Callbacks:
                     write_lora_files(part / EMA_RENDERS, self._lora(state.step), formats)
 
         run_state = RunState(
-            state.step, state.epoch, state.cursor, self.fingerprint, state.best, self.tracker_run_id
+            state.step,
+            state.epoch,
+            state.cursor,
+            self.fingerprint,
+            state.best,
+            self.tracker_run_id,
+            self.parts.start.origin,
         )
         folder = save_checkpoint(
             output.output_dir,

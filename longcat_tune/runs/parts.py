@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Parameter
 
+from longcat_tune.checkpoint.run_state import SavedRun
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.sampler import BucketSampler
 from longcat_tune.flow.weighting import weighting
@@ -61,7 +62,7 @@ def build_parts(
     accelerator: Accelerator,
     *,
     max_steps: int,
-    resume_from: Path | None,
+    resume_from: SavedRun | None,
     fingerprint: dict[str, object],
 ) -> RunParts:
     """Load the base, add the adapter, and put a checkpoint into them if the run goes on from one.

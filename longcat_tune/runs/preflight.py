@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from longcat_tune.checkpoint.run_state import SavedRun
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.errors import CheckpointError, UserError
+from longcat_tune.runs.adapter import AdapterPlan
 from longcat_tune.runs.build import (
     CheckpointFolders,
     find_local_checkpoint,
@@ -35,12 +37,16 @@ class Preflight:
         plan: of the clips.
         requests: what is rendered.
         checkpoint: where the weights are; None while they are only named by a hub id, or cannot be found.
+        resume_from: where a training run goes on; None: at the beginning.
+        adapter: what it trains; None where the weights' folder is not known yet.
         errors: what is wrong beside the plan.
     """
 
     plan: RunPlan
     requests: tuple[RenderRequest, ...]
     checkpoint: CheckpointFolders | None
+    resume_from: SavedRun | None
+    adapter: AdapterPlan | None
     errors: tuple[UserError, ...]
 
     @property
@@ -75,6 +81,8 @@ def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight
     errors: list[UserError] = []
     requests = plan_requests(config.validation, plan.render_source)
     checkpoint: CheckpointFolders | None = None
+    resume_from: SavedRun | None = None
+    adapter: AdapterPlan | None = None
     with collected(errors):
         checkpoint = find_local_checkpoint(config.model)
     if checkpoint is not None:
@@ -83,7 +91,7 @@ def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight
         with collected(errors):
             require_training_length(config)
         with collected(errors):
-            checkpoint_to_resume(config)
+            resume_from = checkpoint_to_resume(config)
         with collected(errors):
             require_optimizer(config.training.optimizer)
         with collected(errors):
@@ -92,8 +100,10 @@ def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight
             sigma_density(config.flow)
         if checkpoint is not None:
             with collected(errors):
-                require_transformer(config.lora, checkpoint.transformer, config_dir=config_dir)
-    return Preflight(plan, requests, checkpoint, tuple(errors))
+                adapter = require_transformer(
+                    config.lora, checkpoint.transformer, config_dir=config_dir, starts=resume_from is None
+                )
+    return Preflight(plan, requests, checkpoint, resume_from, adapter, tuple(errors))
 
 
 def _incomplete_encoders(checkpoint: CheckpointFolders) -> Iterator[CheckpointError]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from longcat_tune.checkpoint.lora_file import read_lora
-from longcat_tune.checkpoint.run_state import find_checkpoint, has_checkpoints, load_checkpoint, read_state
+from longcat_tune.checkpoint.optimizer_file import read_optimizer
+from longcat_tune.checkpoint.run_state import SavedRun, find_checkpoint, has_checkpoints
 from longcat_tune.config.run import RunConfig, keys_of_meaning
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.errors import CheckpointError, ConfigError
@@ -23,6 +24,7 @@ from longcat_tune.types import TrainingSet
 
 logger = logging.getLogger(__name__)
 
+STEPS, EPOCHS = "max_train_steps", "num_train_epochs"
 EPOCH_ORDER = "epoch_order"
 PROCESSES = "processes"
 ACCEPT = (
@@ -46,14 +48,16 @@ class Resumed:
     Attributes:
         state: how far it has come.
         tracker_run_id: what a tracker knows it by.
+        origin: as in RunState.
     """
 
     state: LoopState = field(default_factory=LoopState)
     tracker_run_id: str | None = None
+    origin: str | None = None
 
 
-def checkpoint_to_resume(config: RunConfig) -> Path | None:
-    """Find the checkpoint that a run goes on from; None starts afresh.
+def checkpoint_to_resume(config: RunConfig) -> SavedRun | None:
+    """Find and verify the checkpoint that a run goes on from; None starts afresh.
 
     Args:
         config: the run.
@@ -63,25 +67,25 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         ConfigError: a fresh start would mix with an earlier run's checkpoints, or what is learned would
             change on the way.
     """
-    wanted = config.training.resume_from_checkpoint
-    output_dir = config.output.output_dir
-    folder = None if wanted is None else find_checkpoint(output_dir, wanted)
-    if folder is None:
+    training, output_dir = config.training, config.output.output_dir
+    wanted = training.resume_from_checkpoint
+    saved = None if wanted is None else find_checkpoint(output_dir, wanted)
+    if saved is None:
         _require_fresh(output_dir, wanted)
         return None
-    saved, now = read_state(folder).fingerprint, fingerprint(config, ())
+    then, now = saved.state.fingerprint, fingerprint(config, ())
     for key in SHAPES_OF_STATE:
-        if saved.get(key, now[key]) != now[key]:
+        if then.get(key, now[key]) != now[key]:
             msg = (
-                f"{key} ({now[key]}) must stay what it is in {folder} ({saved[key]}) to go on from there; "
-                "set it back, or choose another output_dir"
+                f"{key} ({now[key]}) must stay what it is in {saved.folder} ({then[key]}) to go on from "
+                "there; set it back, or choose another output_dir"
             )
             raise CheckpointError(msg)
-    changed = _differences(saved, now)
-    if changed & keys_of_meaning() and not config.training.accept_changes:
-        rows = "\n  ".join(_table(saved, now, sorted(changed & keys_of_meaning())))
-        raise ConfigError(f"{folder} was made with other settings than these:\n  {rows}\n{ACCEPT}")
-    return folder
+    changed = _changes_of_meaning(then, now, falls=training.schedule_falls)
+    if changed and not training.accept_changes:
+        rows = "\n  ".join(_table(then, now, sorted(changed)))
+        raise ConfigError(f"{saved.folder} was made with other settings than these:\n  {rows}\n{ACCEPT}")
+    return saved
 
 
 def fingerprint(
@@ -101,7 +105,7 @@ def fingerprint(
 
 
 def resume(
-    folder: Path,
+    saved: SavedRun,
     model: LongCatVideoTransformer,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
@@ -117,7 +121,7 @@ def resume(
     end_step stay exact.
 
     Args:
-        folder: from `checkpoint_to_resume`.
+        saved: from `checkpoint_to_resume`.
         model: gets the LoRA.
         optimizer: gets its state.
         ema: gets the average, if the run keeps one.
@@ -126,35 +130,47 @@ def resume(
         cursor_at: gives the place in the order after so many steps.
 
     Raises:
-        CheckpointError: a file is damaged or does not fit.
+        CheckpointError: what it holds does not fit.
         ConfigError: the clips or their order have changed, and that is not accepted.
     """
     # Imported here: peft takes seconds, and `check` only asks whether there is a checkpoint.
     from longcat_tune.model.lora import load_lora_state
 
-    saved = load_checkpoint(folder, optimizer)
-    load_lora_state(model, read_lora(folder).weights)
-    if ema is not None:
-        ema.resume(folder)
-    changed = _differences(saved.fingerprint, now)
-    if rows := _table(saved.fingerprint, now, sorted(changed - {EPOCH_ORDER})):
-        logger.info("Changed since %s:\n  %s", folder.name, "\n  ".join(rows))
-    logger.info("Resuming from %s", folder)
-    if not changed & {EPOCH_ORDER, PROCESSES}:
-        state = LoopState(saved.step, saved.epoch, saved.cursor, saved.best)
-        return Resumed(state, saved.tracker_run_id)
-    if changed & {EPOCH_ORDER, PROCESSES} and not accept_changes:
+    folder, state = saved.folder, saved.state
+    changed = _differences(state.fingerprint, now)
+    reordered = bool(changed & {EPOCH_ORDER, PROCESSES})
+    if reordered and not accept_changes:
         raise ConfigError(
             f"{folder} was made with other clips, in another order, or by another number of processes; "
             f"{ACCEPT}"
         )
-    cursor = cursor_at(saved.step)
-    logger.info(
-        "Other batches than before: going on with step %d of the new order, in epoch %d",
-        saved.step + 1,
-        cursor[0],
-    )
-    return Resumed(LoopState(saved.step, cursor[0], cursor, saved.best), saved.tracker_run_id)
+    read_optimizer(folder, optimizer)
+    load_lora_state(model, read_lora(folder).weights)
+    if ema is not None:
+        ema.resume(folder)
+    if rows := _table(state.fingerprint, now, sorted(changed - {EPOCH_ORDER})):
+        logger.info("Changed since %s:\n  %s", folder.name, "\n  ".join(rows))
+    logger.info("Resuming from %s", folder)
+    epoch, cursor = state.epoch, state.cursor
+    if reordered:
+        cursor = cursor_at(state.step)
+        epoch = cursor[0]
+        logger.info(
+            "Other batches than before: going on with step %d of the new order, in epoch %d",
+            state.step + 1,
+            epoch,
+        )
+    return Resumed(LoopState(state.step, epoch, cursor, state.best), state.tracker_run_id, state.origin)
+
+
+def _changes_of_meaning(then: Mapping[str, object], now: Mapping[str, object], *, falls: bool) -> set[str]:
+    """Changed keys that decide what is learned; of a falling learning rate the run's length is one."""
+    changed = _differences(then, now)
+    lengths = changed & {STEPS, EPOCHS} if falls else set()
+    if STEPS not in lengths and now[STEPS] is not None:
+        # Steps win over epochs.
+        lengths.discard(EPOCHS)
+    return (changed & keys_of_meaning()) | lengths
 
 
 def _differences(then: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
@@ -192,5 +208,6 @@ def _require_fresh(output_dir: Path, wanted: str | None) -> None:
     msg = (
         f"resume_from_checkpoint ({wanted or 'none'}): output_dir ({output_dir}) must hold no checkpoints "
         f"for a fresh start but {have}; choose another output_dir, or delete its checkpoint-* folders"
+        f"{'' if wanted else ', or set it to latest to go on from them'}"
     )
     raise ConfigError(msg)

@@ -29,7 +29,7 @@ from longcat_tune.runs.preflight import Preflight, preflight
 from longcat_tune.runs.render import build_renderer
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
-from longcat_tune.runs.resume import Resumed, checkpoint_to_resume, fingerprint
+from longcat_tune.runs.resume import Resumed, fingerprint
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import EventLog
@@ -65,7 +65,6 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         config_dir=config_dir,
         flight=flight,
         checkpoint=flight.checkpoint or find_checkpoint(config.model),
-        resume_from=checkpoint_to_resume(config),
         accelerator=build_accelerator(),
     )
     run.train()
@@ -79,7 +78,6 @@ class _Run:
     config_dir: Path
     flight: Preflight
     checkpoint: CheckpointFolders
-    resume_from: Path | None
     accelerator: Accelerator
 
     @property
@@ -104,8 +102,13 @@ class _Run:
             *notice_lines(report),
         ):
             logger.info("%s", line)
-        # Once more: where the weights come from the hub, the preflight could not look at them.
-        adapter = require_transformer(config.lora, self.checkpoint.transformer, config_dir=self.config_dir)
+        # Where the weights come from the hub, the preflight could not look at them.
+        adapter = self.flight.adapter or require_transformer(
+            config.lora,
+            self.checkpoint.transformer,
+            config_dir=self.config_dir,
+            starts=self.flight.resume_from is None,
+        )
         if shards_base(self.accelerator):
             require_shardable(renders=self._settings(renders=bool(requests)).validate_last, dora=adapter.dora)
         cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)
@@ -164,12 +167,12 @@ class _Run:
             sampler,
             self.accelerator,
             max_steps=max_steps,
-            resume_from=self.resume_from,
+            resume_from=self.flight.resume_from,
             fingerprint=identity,
         )
         start = parts.start.state
-        if self.resume_from is not None:
-            events.write("resume", step=start.step, folder=self.resume_from.name)
+        if self.flight.resume_from is not None:
+            events.write("resume", step=start.step, folder=self.flight.resume_from.folder.name)
         if start.step >= max_steps:
             logger.info("All %d steps are done already; raise max_train_steps to train on", max_steps)
         reports_to = config.output.report_to if self.accelerator.is_main_process else "none"

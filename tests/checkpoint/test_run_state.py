@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from longcat_tune.checkpoint.optimizer_file import read_optimizer
 from longcat_tune.checkpoint.run_state import (
     RunState,
     find_checkpoint,
     latest_checkpoint,
-    load_checkpoint,
-    read_state,
+    read_checkpoint,
     save_checkpoint,
 )
 from longcat_tune.errors import CheckpointError
@@ -116,6 +116,23 @@ def save(
     return save_checkpoint(output_dir, state, optimizer, write_files=write_files, total_limit=limit)
 
 
+def load_checkpoint(folder: Path, optimizer: Optimizer) -> RunState:
+    """What a resumed run does."""
+    state = read_checkpoint(folder).state
+    read_optimizer(folder, optimizer)
+    return state
+
+
+def latest(output_dir: Path) -> Path | None:
+    saved = latest_checkpoint(output_dir)
+    return None if saved is None else saved.folder
+
+
+def found(output_dir: Path, wanted: str) -> Path | None:
+    saved = find_checkpoint(output_dir, wanted)
+    return None if saved is None else saved.folder
+
+
 def names(output_dir: Path) -> list[str]:
     return sorted(path.name for path in output_dir.iterdir())
 
@@ -164,7 +181,7 @@ def test_the_best_evaluation_and_the_tracker_s_id_come_back(tmp_path: Path) -> N
     best = BestEvaluation(40, 0.1 + 0.2, base_loss=0.5, last_step=45, identity="a1")
     state = RunState(50, 1, (1, 3), {"lora_rank": 4}, best, "run-7")
     folder = save_checkpoint(tmp_path, state, adamw(toy()), write_files=lambda folder: None, total_limit=1)
-    assert read_state(folder) == state
+    assert read_checkpoint(folder).state == state
 
 
 def test_a_checkpoint_of_the_first_schema_is_read(tmp_path: Path) -> None:
@@ -173,8 +190,8 @@ def test_a_checkpoint_of_the_first_schema_is_read(tmp_path: Path) -> None:
     stored["schema"] = 1
     del stored["state"]["best"], stored["state"]["tracker_run_id"]
     (folder / "training_state.json").write_text(json.dumps(stored))
-    assert latest_checkpoint(tmp_path) == folder
-    assert read_state(folder) == RunState(3, 1, (1, 3), {"lora_rank": 4})
+    assert latest(tmp_path) == folder
+    assert read_checkpoint(folder).state == RunState(3, 1, (1, 3), {"lora_rank": 4})
 
 
 def test_a_checkpoint_of_a_later_schema_is_skipped_and_says_why(
@@ -183,7 +200,7 @@ def test_a_checkpoint_of_a_later_schema_is_skipped_and_says_why(
     folder = save(tmp_path, 3)
     text = (folder / "training_state.json").read_text()
     (folder / "training_state.json").write_text(text.replace('"schema": 2', '"schema": 3'))
-    assert latest_checkpoint(tmp_path) is None
+    assert latest(tmp_path) is None
     assert caplog.messages[0].endswith(
         "is skipped: training_state.json has schema 3, but this version reads 1 and 2"
     )
@@ -247,10 +264,10 @@ def test_a_damaged_folder_is_named_and_skipped_or_refused(
 ) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
-    assert latest_checkpoint(tmp_path) == newest
+    assert latest(tmp_path) == newest
     damage(newest)
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000001"
+        assert latest(tmp_path) == tmp_path / "checkpoint-000001"
     (record,) = caplog.records
     assert str(newest) in record.getMessage()
     optimizer = adamw(toy())
@@ -261,15 +278,42 @@ def test_a_damaged_folder_is_named_and_skipped_or_refused(
 
 
 def test_resume_from_checkpoint_takes_latest_a_name_or_a_path(tmp_path: Path) -> None:
-    assert find_checkpoint(tmp_path / "not yet", "latest") is None
+    assert found(tmp_path / "not yet", "latest") is None
     first, second = save(tmp_path, 1), save(tmp_path, 20)
-    assert find_checkpoint(tmp_path, "latest") == second
-    assert find_checkpoint(tmp_path, "checkpoint-000001") == first
-    assert find_checkpoint(tmp_path / "elsewhere", str(first)) == first
+    assert found(tmp_path, "latest") == second
+    assert found(tmp_path, "checkpoint-000020") == second
+    assert found(tmp_path / "elsewhere", str(first)) == first
     with pytest.raises(
         CheckpointError, match=r"checkpoint-3\) .* there are: checkpoint-000001, checkpoint-000020"
     ):
-        find_checkpoint(tmp_path, "checkpoint-3")
+        found(tmp_path, "checkpoint-3")
+
+
+def test_a_name_stands_for_what_was_made_from_it_too(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+    taken = find_checkpoint(tmp_path, first.name)
+    assert taken is not None
+    # What a run saves that went on from there, after which the first is pruned.
+    later = RunState(2, 1, (1, 2), origin=taken.state.origin)
+    second = save_checkpoint(tmp_path, later, adamw(toy()), write_files=lambda folder: None, total_limit=1)
+    assert names(tmp_path) == [second.name]
+    assert found(tmp_path, first.name) == second
+    assert found(tmp_path, str(first)) == second
+    # What goes on from the latest keeps the name that it all began with.
+    assert find_checkpoint(tmp_path, "latest") == find_checkpoint(tmp_path, first.name)
+
+
+def test_checkpoints_of_two_runs_do_not_come_together(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+    save(tmp_path, 20)
+    with pytest.raises(CheckpointError, match=r"checkpoint-000001\) is not what .*move away those after it"):
+        found(tmp_path, first.name)
+    save(tmp_path / "other", 3)
+    with pytest.raises(CheckpointError, match=r"move away those in output_dir"):
+        found(tmp_path / "other", str(first))
+    # A damaged one after it counts as little as it does for the latest.
+    truncate(LORA)(tmp_path / "checkpoint-000020")
+    assert found(tmp_path, first.name) == first
 
 
 def test_pruning_keeps_the_newest_and_no_more_than_asked(tmp_path: Path) -> None:
@@ -300,7 +344,7 @@ def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     truncate(LORA)(folder)
     assert save(tmp_path, 1) == folder
-    assert latest_checkpoint(tmp_path) == folder
+    assert latest(tmp_path) == folder
     assert names(tmp_path) == [folder.name]
 
 
@@ -358,7 +402,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         unfinished += any(".tmp-" in name for name in names(tmp_path))
-        newest = latest_checkpoint(tmp_path)
+        newest = latest(tmp_path)
         assert newest is not None
         load_checkpoint(newest, adamw(toy()))
         model = toy()
@@ -384,7 +428,7 @@ def test_an_interruption_while_saving_leaves_nothing_unfinished(tmp_path: Path) 
 def test_a_checkpoint_set_aside_for_its_successor_comes_back_after_a_kill(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     folder.rename(tmp_path / "checkpoint-000003.tmp-aside")
-    assert find_checkpoint(tmp_path, "latest") == folder
-    assert read_state(folder).step == 3
+    assert found(tmp_path, "latest") == folder
+    assert read_checkpoint(folder).state.step == 3
     assert save(tmp_path, 3) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000003"]

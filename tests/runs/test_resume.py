@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longcat_tune.checkpoint import run_state
 from longcat_tune.checkpoint.lora_file import LORA_FILE
 from longcat_tune.checkpoint.run_state import STATE_FILE
 from longcat_tune.errors import ConfigError, DataError, UserError
@@ -88,6 +91,47 @@ def test_a_target_that_matches_nothing_is_told_before_anything_is_encoded(tmp_pa
     with pytest.raises(ConfigError, match="lora_target"):
         run(tmp_path, make_clips(tmp_path / "clips", 1), lora_target=["nothing"])
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_named_checkpoint_is_gone_on_from_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    first = run(tmp_path, clips, max_train_steps=2, checkpoint_step_interval=1)
+    shutil.rmtree(first / "checkpoint-000002")
+    named = {"resume_from_checkpoint": "checkpoint-000001", "checkpoints_total_limit": 1}
+    run(tmp_path, clips, max_train_steps=3, **named)
+    assert [path.name for path in first.glob("checkpoint-*")] == ["checkpoint-000003"]
+    run(tmp_path, clips, max_train_steps=4, **named)
+    events = [json.loads(line) for line in (first / "events.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in events if one["event"] == "resume"] == [1, 3]
+    assert [one["step"] for one in events if one["event"] == "step"] == [1, 2, 2, 3, 4]
+
+
+def test_another_length_of_a_falling_rate_stops_the_run_unless_accepted(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    run(tmp_path, clips, lr_scheduler="cosine")
+    with pytest.raises(ConfigError, match=r"\n  max_train_steps  1 -> 2\n.*--accept_changes"):
+        run(tmp_path, clips, lr_scheduler="cosine", max_train_steps=2)
+    run(tmp_path, clips, lr_scheduler="cosine", num_train_epochs=7)  # Steps win.
+    run(tmp_path, clips, lr_scheduler="cosine", max_train_steps=2, accept_changes=True)
+
+
+def test_what_a_run_started_as_is_not_looked_at_again(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    start = tmp_path / "start.safetensors"
+    shutil.copy(run(tmp_path, clips, output_dir=str(tmp_path / "other")) / LORA_FILE, start)
+    run(tmp_path, clips, init_lora=str(start))
+    start.unlink()
+    run(tmp_path, clips, init_lora=str(start), max_train_steps=2)
+
+
+def test_a_checkpoint_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    output_dir = run(tmp_path, clips)
+    read: list[Path] = []
+    measure = run_state._measure
+    monkeypatch.setattr(run_state, "_measure", lambda path: read.append(path) or measure(path))
+    run(tmp_path, clips)
+    assert len(read) == len(set(read)) == len(list((output_dir / "checkpoint-000001").iterdir())) - 1
 
 
 CLIPS = tuple(

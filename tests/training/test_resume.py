@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora, write_lora
+from longcat_tune.checkpoint.optimizer_file import read_optimizer
 from longcat_tune.checkpoint.run_state import (
     RunState,
     latest_checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
 from longcat_tune.errors import InterruptedRunError
@@ -112,12 +112,12 @@ class Run:
         self, max_steps: int, *, save_every: int = 1000, validate_every: int | None = None
     ) -> dict[str, Tensor]:
         start = LoopState()
-        if folder := latest_checkpoint(self.output_dir):
-            state = load_checkpoint(folder, self.optimizer)
-            load_lora_state(self.model, read_lora(folder / LORA_FILE).weights)
-            start = LoopState(state.step, state.epoch, state.cursor)
+        if saved := latest_checkpoint(self.output_dir):
+            read_optimizer(saved.folder, self.optimizer)
+            load_lora_state(self.model, read_lora(saved.folder / LORA_FILE).weights)
+            start = LoopState(saved.state.step, saved.state.epoch, saved.state.cursor)
             if self.ema is not None:
-                self.ema.resume(folder)
+                self.ema.resume(saved.folder)
         schedule = Schedule(self.kind.schedule, warmup_steps=7, total_steps=max_steps)
         free = self.kind.optimizer.name == "adamw_schedulefree"
         parts = LoopParts(

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 from torch.distributed.tensor import DTensor
 
-from longcat_tune.checkpoint.run_state import RunState, load_checkpoint, save_checkpoint
+from longcat_tune.checkpoint.optimizer_file import read_optimizer
+from longcat_tune.checkpoint.run_state import RunState, read_checkpoint, save_checkpoint
 from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
 from longcat_tune.memory.recompute import enable_recompute
 from longcat_tune.memory.sharding import shard_blocks
@@ -189,8 +190,10 @@ class Scenes:
         run_loop(first, halves(self.rank), settings=settings(2), hooks=replace(seen.hooks(), save=save))
         self.accelerator.wait_for_everyone()
         second = self.made(completed=2)
-        state = load_checkpoint(self.folder / "checkpoint-000002", second.optimizer)
-        second.model.load_state_dict(load_file(self.folder / "checkpoint-000002" / WEIGHTS))
+        folder = self.folder / "checkpoint-000002"
+        state = read_checkpoint(folder).state
+        read_optimizer(folder, second.optimizer)
+        second.model.load_state_dict(load_file(folder / WEIGHTS))
         start = LoopState(state.step, state.epoch, state.cursor)
         run_loop(
             second,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longcat_tune.model.attention import AttentionFunction, VideoAttention
+from longcat_tune.model.elementwise import LEAN, Elementwise, rms_norm_formula
 from longcat_tune.model.rope import RotaryTable, rotate
 
 KeyValue = tuple[Tensor, Tensor]
@@ -20,17 +21,13 @@ KeyValue = tuple[Tensor, Tensor]
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the head width: float32 inside, cast back, then the weight."""
 
-    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; any leading shape."""
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        # The order matters in bf16: the official code rounds before it multiplies.
-        return normed.to(x.dtype) * self.weight
+        return rms_norm_formula(x, self.weight)
 
 
 class SelfAttention(nn.Module):
@@ -54,8 +51,10 @@ class SelfAttention(nn.Module):
         num_cond_tokens: int = 0,
         cached: KeyValue | None = None,
         attend_video: VideoAttention | None = None,
-    ) -> tuple[Tensor, KeyValue]:
-        """Attend, and give this call's own keys and values for a cache.
+        return_kv: bool = False,
+        elementwise: Elementwise = LEAN,
+    ) -> tuple[Tensor, KeyValue | None]:
+        """Attend, and give this call's own keys and values for a cache if asked for.
 
         Args:
             x_BNC: modulated tokens.
@@ -63,18 +62,22 @@ class SelfAttention(nn.Module):
             num_cond_tokens: leading tokens that attend only to each other.
             cached: keys and values of condition tokens that are not in x; batch 1 or B.
             attend_video: what this model call attends with; None: the dense kernel.
+            return_kv: whether the second result is wanted.
+            elementwise: how norm and rotation are computed.
 
         Returns:
             The projected output [B, N, C], and the keys and values of x.
         """
         batch, num_tokens, _ = x_BNC.shape
         q, k, v = self.qkv(x_BNC).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        own = (k, v)
+        own = (self.k_norm(k), v) if return_kv else None
+        places = rotary.last(num_tokens)
+        q = elementwise.norm_rotate(q, self.q_norm.weight, places)
+        k = elementwise.norm_rotate(k, self.k_norm.weight, places)
         if cached is not None:
-            k = torch.cat([cached[0].expand(batch, -1, -1, -1), k], dim=2)
+            before = rotate(cached[0], rotary.first(len(rotary.cos_Nd) - num_tokens))
+            k = torch.cat([before.expand(batch, -1, -1, -1), k], dim=2)
             v = torch.cat([cached[1].expand(batch, -1, -1, -1), v], dim=2)
-        q, k = rotate(q, rotary.last(num_tokens)), rotate(k, rotary)
         if attend_video is not None:
             out_BANd = attend_video(q, k, v)
         elif num_cond_tokens:
@@ -106,7 +109,13 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x_BNC: Tensor, text_BLC: Tensor, keep_BL: Tensor | None, *, num_cond_tokens: int = 0
+        self,
+        x_BNC: Tensor,
+        text_BLC: Tensor,
+        keep_BL: Tensor | None,
+        *,
+        num_cond_tokens: int = 0,
+        elementwise: Elementwise = LEAN,
     ) -> Tensor:
         """Attend to each sample's own text.
 
@@ -115,6 +124,7 @@ class CrossAttention(nn.Module):
             text_BLC: embedded text.
             keep_BL: boolean, True = attended; None attends to all L.
             num_cond_tokens: leading tokens whose output is zero.
+            elementwise: how norms are computed.
 
         Returns:
             The projected output [B, N, C].
@@ -122,6 +132,9 @@ class CrossAttention(nn.Module):
         q = self.q_linear(x_BNC[:, num_cond_tokens:]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(text_BLC).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         keep = None if keep_BL is None else keep_BL[:, None, None, :]
-        out_BANd = self.attend(self.q_norm(q), self.k_norm(k), v, keep)
-        out_BNC = self.proj(out_BANd.transpose(1, 2).flatten(2))
-        return F.pad(out_BNC, (0, 0, num_cond_tokens, 0))
+        q = elementwise.rms_norm(q, self.q_norm.weight)
+        k = elementwise.rms_norm(k, self.k_norm.weight)
+        out_BANd = self.attend(q, k, v, keep)
+        out_BNC: Tensor = self.proj(out_BANd.transpose(1, 2).flatten(2))
+        # Padding with nothing would still copy.
+        return F.pad(out_BNC, (0, 0, num_cond_tokens, 0)) if num_cond_tokens else out_BNC

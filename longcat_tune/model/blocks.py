@@ -9,18 +9,18 @@ C hidden width, E timestep embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from longcat_tune.model.attention import AttentionFunction, VideoAttention
 from longcat_tune.model.attention_layers import CrossAttention, KeyValue, SelfAttention
+from longcat_tune.model.elementwise import LEAN, NORM_EPS, Elementwise
 from longcat_tune.model.rope import RotaryTable
 
-NORM_EPS = 1e-6
 FFN_MULTIPLE = 256
 
 
@@ -88,52 +88,6 @@ class CaptionEmbedder(nn.Module):
         return text_BLC
 
 
-def modulate(x_BNC: Tensor, shift_BTC: Tensor, scale_BTC: Tensor, frame_N: Tensor | None = None) -> Tensor:
-    """LayerNorm without weights, then scale and shift per latent frame: LN(x) (1 + scale) + shift.
-
-    Args:
-        x_BNC: tokens.
-        shift_BTC: float32.
-        scale_BTC: float32.
-        frame_N: the frame of every token; None: they lie frame by frame.
-
-    Returns:
-        Same shape and dtype as x; computed in float32.
-    """
-    normed: Tensor = F.layer_norm(x_BNC.float(), (x_BNC.shape[-1],), eps=NORM_EPS)
-    scaled = _by_frame(normed, 1 + scale_BTC, frame_N, torch.mul)
-    return _by_frame(scaled, shift_BTC, frame_N, torch.add).to(x_BNC.dtype)
-
-
-def add_gated(x_BNC: Tensor, gate_BTC: Tensor, update_BNC: Tensor, frame_N: Tensor | None = None) -> Tensor:
-    """Residual x + gate * update with one gate per latent frame; summed in float32, returned in x's dtype."""
-    gated = _by_frame(update_BNC.float(), gate_BTC, frame_N, torch.mul)
-    return (x_BNC.float() + gated).to(x_BNC.dtype)
-
-
-def _by_frame(
-    x_BNC: Tensor,
-    values_BTC: Tensor,
-    frame_N: Tensor | None,
-    combine: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Combine each token with its latent frame's values."""
-    if frame_N is not None:
-        return combine(x_BNC, values_BTC[:, frame_N])
-    return combine(x_BNC.unflatten(1, (values_BTC.shape[1], -1)), values_BTC[:, :, None]).flatten(1, 2)
-
-
-class AffineLayerNorm(nn.LayerNorm):
-    """LayerNorm with weights, computed in float32 and cast back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis; same dtype out as in."""
-        assert self.weight is not None
-        return F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        ).to(x.dtype)
-
-
 def ffn_width(hidden_size: int, mlp_ratio: float) -> int:
     """Two thirds of hidden * ratio, rounded up to a multiple of 256: 11008 for 4096 and ratio 4."""
     wanted = int(2 * int(hidden_size * mlp_ratio) / 3)
@@ -149,10 +103,29 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(inner_size, hidden_size, bias=False)
         self.w3 = nn.Linear(hidden_size, inner_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform the last axis."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return out
+    def forward(
+        self, x_BNC: Tensor, *, chunk_tokens: int | None = None, elementwise: Elementwise = LEAN
+    ) -> Tensor:
+        """Transform the last axis.
+
+        Args:
+            x_BNC: tokens.
+            chunk_tokens: tokens at a time, which bounds the memory of the inner width; backward computes each
+                chunk once more. The result stays the same. None: all at once.
+            elementwise: how the gate is computed.
+        """
+        if chunk_tokens is None or chunk_tokens >= x_BNC.shape[1]:
+            return self._transform(x_BNC, elementwise)
+        chunks = x_BNC.split(chunk_tokens, dim=1)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._transform(chunk, elementwise) for chunk in chunks], dim=1)
+        return torch.cat(
+            [checkpoint(self._transform, chunk, elementwise, use_reentrant=False) for chunk in chunks], dim=1
+        )
+
+    def _transform(self, x_BNC: Tensor, elementwise: Elementwise) -> Tensor:
+        out_BNC: Tensor = self.w2(elementwise.swiglu(self.w1(x_BNC), self.w3(x_BNC)))
+        return out_BNC
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +142,8 @@ class BlockContext:
         return_kv: whether blocks hand out their keys and values.
         frame_N: the latent frame of every token; None: they lie frame by frame.
         attend_video: what the self-attention of this call attends with; None: the dense kernel.
+        ffn_chunk_tokens: tokens that pass the feed-forward at a time; None: all.
+        elementwise: how norms, modulation, gates and rotations are computed.
     """
 
     time_BTE: Tensor
@@ -180,6 +155,8 @@ class BlockContext:
     return_kv: bool = False
     frame_N: Tensor | None = None
     attend_video: VideoAttention | None = None
+    ffn_chunk_tokens: int | None = None
+    elementwise: Elementwise = LEAN
 
 
 class Block(nn.Module):
@@ -191,7 +168,7 @@ class Block(nn.Module):
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(time_dim, 6 * hidden_size))
         self.attn = SelfAttention(hidden_size, num_heads, attend)
-        self.pre_crs_attn_norm = AffineLayerNorm(hidden_size, eps=NORM_EPS)
+        self.pre_crs_attn_norm = nn.LayerNorm(hidden_size, eps=NORM_EPS)
         self.cross_attn = CrossAttention(hidden_size, num_heads, attend)
         self.ffn = FeedForward(hidden_size, ffn_width(hidden_size, mlp_ratio))
 
@@ -202,29 +179,34 @@ class Block(nn.Module):
         # float(): a LoRA on the modulation computes in its own dtype.
         modulation = self.adaLN_modulation(context.time_BTE).float()
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
+        elementwise, frame_N = context.elementwise, context.frame_N
 
-        own: KeyValue | None
         attended, own = self.attn(
-            modulate(x_BNC, shift_a, scale_a, context.frame_N),
+            elementwise.modulate(x_BNC, shift_a, scale_a, frame_N),
             context.rotary,
             num_cond_tokens=context.num_cond_tokens,
             cached=cached,
             attend_video=context.attend_video,
+            return_kv=context.return_kv,
+            elementwise=elementwise,
         )
-        if not context.return_kv:
-            # 1.2 GB of a 93-frame 480p clip would stay in memory through the rest of the block.
-            own = None
-        x_BNC = add_gated(x_BNC, gate_a, attended, context.frame_N)
+        x_BNC = elementwise.add_gated(x_BNC, gate_a, attended, frame_N)
+        del attended
         if not context.skip_cross_attention:
+            norm = self.pre_crs_attn_norm
             x_BNC = x_BNC + self.cross_attn(
-                self.pre_crs_attn_norm(x_BNC),
+                elementwise.layer_norm(x_BNC, norm.weight, norm.bias),
                 context.text_BLC,
                 context.keep_BL,
                 num_cond_tokens=context.num_cond_tokens,
+                elementwise=elementwise,
             )
-        update_BNC = self.ffn(modulate(x_BNC, shift_f, scale_f, context.frame_N))
-        x_BNC = add_gated(x_BNC, gate_f, update_BNC, context.frame_N)
-        return x_BNC, own
+        update_BNC = self.ffn(
+            elementwise.modulate(x_BNC, shift_f, scale_f, frame_N),
+            chunk_tokens=context.ffn_chunk_tokens,
+            elementwise=elementwise,
+        )
+        return elementwise.add_gated(x_BNC, gate_f, update_BNC, frame_N), own
 
 
 class FinalLayer(nn.Module):
@@ -235,10 +217,10 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Float32Linear(time_dim, 2 * hidden_size))
         self.linear = Float32Linear(hidden_size, patch_values)
 
-    def forward(self, x_BNC: Tensor, time_BTE: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, time_BTE: Tensor, elementwise: Elementwise = LEAN) -> Tensor:
         """Project [B, N, C] to float32 [B, N, patch values]."""
         shift, scale = self.adaLN_modulation(time_BTE).float().chunk(2, dim=-1)
-        patches_BNP: Tensor = self.linear(modulate(x_BNC, shift, scale))
+        patches_BNP: Tensor = self.linear(elementwise.modulate(x_BNC, shift, scale))
         return patches_BNP.float()
 
 

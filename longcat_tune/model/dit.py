@@ -24,6 +24,7 @@ from longcat_tune.model.blocks import (
     TimestepEmbedder,
     unpatchify,
 )
+from longcat_tune.model.elementwise import LEAN, Elementwise
 from longcat_tune.model.rope import rotary_table
 from longcat_tune.model.token_order import TokenGrid
 
@@ -53,9 +54,13 @@ class LongCatVideoTransformer(nn.Module):
     Attributes:
         plan_attention: asked once per call what its video tokens attend with and in which order they lie;
             None, as at first: densely, frame by frame.
+        ffn_chunk_tokens: tokens that pass a feed-forward at a time; None, as at first: all.
+        elementwise: how norms, modulation, gates and rotations are computed.
     """
 
     plan_attention: PlanAttention | None
+    ffn_chunk_tokens: int | None
+    elementwise: Elementwise
 
     def __init__(  # noqa: PLR0913 - one argument per field of the checkpoint's config.json
         self,
@@ -80,6 +85,8 @@ class LongCatVideoTransformer(nn.Module):
         self.patch_size = patch_size
         self.text_tokens_zero_pad = text_tokens_zero_pad
         self.plan_attention = None
+        self.ffn_chunk_tokens = None
+        self.elementwise = LEAN
 
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(adaln_tembed_dim, frequency_embedding_size)
@@ -150,6 +157,8 @@ class LongCatVideoTransformer(nn.Module):
             return_kv=return_kv,
             frame_N=None if order is None else order.frame_N,
             attend_video=attend_video,
+            ffn_chunk_tokens=self.ffn_chunk_tokens,
+            elementwise=self.elementwise,
         )
 
         x_BNC = self.x_embedder(latents.to(self.dtype))
@@ -162,7 +171,8 @@ class LongCatVideoTransformer(nn.Module):
                 fresh[number] = own
         if order is not None:
             x_BNC = order.restore(x_BNC)
-        sample_BCTHW = unpatchify(self.final_layer(x_BNC, context.time_BTE), patches, self.patch_size)
+        patches_BNP = self.final_layer(x_BNC, context.time_BTE, self.elementwise)
+        sample_BCTHW = unpatchify(patches_BNP, patches, self.patch_size)
         return (sample_BCTHW, fresh) if return_kv else sample_BCTHW
 
     def _check(self, latents: Tensor, kv_cache: KVCache | None, num_cond_latents: int) -> None:

@@ -29,6 +29,10 @@ class RotaryTable:
         """The positions of the last tokens, for queries that follow cached keys."""
         return RotaryTable(self.cos_Nd[-num_tokens:], self.sin_Nd[-num_tokens:])
 
+    def first(self, num_tokens: int) -> RotaryTable:
+        """The positions of the first tokens, for cached keys."""
+        return RotaryTable(self.cos_Nd[:num_tokens], self.sin_Nd[:num_tokens])
+
     def of(self, places_M: Tensor) -> RotaryTable:
         """The positions of tokens that lie in another order; int64 places in this table."""
         return RotaryTable(self.cos_Nd[places_M], self.sin_Nd[places_M])

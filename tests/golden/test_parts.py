@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from longcat_tune.model.attention_layers import RMSNorm
-from longcat_tune.model.blocks import BlockContext, modulate, unpatchify
+from longcat_tune.model.blocks import BlockContext, unpatchify
+from longcat_tune.model.elementwise import LEAN
 from longcat_tune.model.rope import rotary_angles, rotary_table, rotate
 from tests.golden.cases import Case, parametrize
 
@@ -86,15 +87,16 @@ def test_rms_norm_equals_official(case: Case) -> None:
 def test_layer_norms_equal_official(case: Case) -> None:
     tensors = case.tensors()
     zeros = torch.zeros(2, 1, tensors["in.x"].shape[-1])
-    case.check(case.model().blocks[0].pre_crs_attn_norm(tensors["in.x"]), tensors["out.affine"])
-    case.check(modulate(tensors["in.x"], zeros, zeros), tensors["out.plain"])
+    norm = case.model().blocks[0].pre_crs_attn_norm
+    case.check(LEAN.layer_norm(tensors["in.x"], norm.weight, norm.bias), tensors["out.affine"])
+    case.check(LEAN.modulate(tensors["in.x"], zeros, zeros), tensors["out.plain"])
 
 
 @parametrize("self_attn")
 def test_self_attention_equals_official(case: Case) -> None:
     tensors, attention = case.tensors(), case.model().blocks[0].attn
     rotary = rotary_table(tuple(case.call["shape"]), attention.q_norm.weight.numel())
-    out, (k, v) = attention(tensors["in.x"], rotary)
+    out, (k, v) = attention(tensors["in.x"], rotary, return_kv=True)
     case.check(out, tensors["out.x"])
     case.check(k, tensors["out.k_cache"])
     case.check(v, tensors["out.v_cache"])
@@ -136,7 +138,7 @@ def test_float32_islands_equal_official(case: Case) -> None:
     time_emb = model.t_embedder(tensors["in.t"])
     modulation = model.blocks[0].adaLN_modulation(tensors["in.t_cond"])
     shift, scale, *_ = modulation.chunk(6, dim=-1)
-    modulated = modulate(tensors["in.x"], shift, scale)
+    modulated = LEAN.modulate(tensors["in.x"], shift, scale)
     final = model.final_layer(tensors["in.x"], tensors["in.t_cond"])
     assert [t.dtype for t in (time_emb, modulation, modulated, final)] == [
         torch.float32,

@@ -5,17 +5,16 @@ Knows names, dtypes and shapes of tensors; nothing of layers or of when they are
 
 from __future__ import annotations
 
-import logging
 import math
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from longcat_tune.memory.host_memory import HostMemory, mapped
 
 ALIGNMENT = 256
 """Bytes; what CUDA's own allocator and every kernel's vector loads are content with."""
@@ -47,35 +46,45 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class HostBuffer:
-    """One flat memory and what lies where in it.
+    """One flat memory and what lies where in it; it is never written again.
 
     Attributes:
-        memory: uint8.
+        memory: uint8, a multiple of 256 bytes.
         layout: of all tensors, owner by owner.
         num_owners: how many layers there are.
+        locked: what keeps the memory page-locked; None: it is mapped from a file.
     """
 
     memory: Tensor
     layout: tuple[Place, ...]
     num_owners: int
+    locked: HostMemory | None
 
     @classmethod
-    def holding(cls, tensors: Sequence[Mapping[str, Tensor]], *, pinned: bool) -> Self:
+    def holding(
+        cls, tensors: Sequence[Mapping[str, Tensor]], *, pinned: bool, folder: Path | None = None
+    ) -> Self:
         """Copy tensors into new memory.
 
         Args:
             tensors: for each owner, by name; on any device.
             pinned: page-lock the memory, so that copies to the device run beside its computation.
+            folder: map the memory from a file there instead, as `mapped` does.
+
+        Raises:
+            UserError: the folder cannot be written to or the disk is full.
         """
         layout, end = [], 0
         for owner, named in enumerate(tensors):
             for name, tensor in named.items():
                 layout.append(Place(owner, name, tensor.dtype, tuple(tensor.shape), end))
                 end += math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
-        memory = host_memory(end, pinned=pinned)
+        host = HostMemory(end, pinned=pinned and folder is None)
         for place in layout:
-            place.view(memory).copy_(tensors[place.owner][place.name])
-        return cls(memory, tuple(layout), len(tensors))
+            place.view(host.bytes).copy_(tensors[place.owner][place.name])
+        if folder is None:
+            return cls(host.bytes, tuple(layout), len(tensors), host)
+        return cls(mapped(host.bytes, folder), tuple(layout), len(tensors), None)
 
     @property
     def num_bytes(self) -> int:
@@ -92,28 +101,3 @@ class HostBuffer:
     def tensors(self) -> list[dict[str, Tensor]]:
         """The tensors of each owner in this memory."""
         return self.views(self.memory)
-
-
-def host_memory(num_bytes: int, *, pinned: bool) -> Tensor:
-    """Give uint8 host memory; page-locked if asked for and possible.
-
-    Locked in place, because torch's own pinned allocator rounds 564 MB up to 1 GB.
-    """
-    memory = torch.empty(num_bytes, dtype=torch.uint8)
-    if pinned and num_bytes:
-        _pin(memory)
-    return memory
-
-
-def _pin(memory: Tensor) -> None:
-    runtime = torch.cuda.cudart()
-    failure = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
-    if failure:
-        logger.warning(
-            "%.1f GB of host memory could not be page-locked (CUDA error %d): copies to the device will not "
-            "overlap with computation. Free host memory or raise the limit of locked memory (ulimit -l)",
-            memory.numel() / 1e9,
-            failure,
-        )
-        return
-    weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, memory.data_ptr())

@@ -11,13 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from longcat_tune.memory.frozen import FrozenLinear
-from longcat_tune.memory.host_buffer import HostBuffer
+from longcat_tune.memory.host_buffer import HostBuffer, Place
 from longcat_tune.memory.lanes import Arrival, Lane
+from longcat_tune.memory.visit_order import VisitOrder
+
+
+def spread_evenly(count: int, depth: int) -> list[int]:
+    """Numbers of `count` of `depth` blocks, each in the middle of an equal share: its copy has most time."""
+    return [(2 * number + 1) * depth // (2 * count) for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +44,20 @@ class StreamCounts:
 
 @dataclass(slots=True)
 class _Unit:
-    """Blocks that travel together, and the layers in them."""
+    """Layers that travel together: of some blocks, or one alone."""
 
-    layers: list[FrozenLinear]
-    buffer: HostBuffer
+    layers: list[FrozenLinear] = field(default_factory=list)
+    buffers: list[HostBuffer] = field(default_factory=list)
+    blocks: int = 0
     slot: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.num_bytes for buffer in self.buffers)
+
+    @property
+    def layout(self) -> tuple[tuple[Place, ...], ...]:
+        return tuple(buffer.layout for buffer in self.buffers)
 
 
 @dataclass(slots=True)
@@ -50,42 +66,64 @@ class _Slot:
 
     memory: Tensor
     unit: int | None = None
-    arrival: Arrival = None
+    arrivals: list[Arrival] = field(default_factory=list)
     views: dict[tuple[object, ...], list[dict[str, Tensor]]] = field(default_factory=dict)
 
 
 class BlockStream:
-    """Streams the linear weights of some blocks; everything else of them stays on the device.
+    """Streams the linear weights of the blocks it is given; everything else of them stays on the device.
 
     Args:
-        blocks: the blocks that are streamed, in the order of the forward pass; their linear layers are
-            FrozenLinear already. Their weights are moved to host memory here, block by block.
-        device: where they compute.
-        slots: units on the device at once, at least 2, so that one is fetched while another computes.
+        device: where the blocks compute.
+        slots: units on the device at once; with 2 or more the next one is fetched while one computes.
         group: blocks per unit.
+        by_layer: every linear layer is a unit by itself; with group 1.
+        overlap: page-lock the host memory and copy beside the computation, where the device can.
+        folder: keep the weights in files there instead of in host memory.
+
+    Attributes:
+        lane: of the copies.
 
     Raises:
-        ValueError: fewer than 2 slots or 1 block per unit.
+        ValueError: no slot, no block per unit, or a group of blocks by layer.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], *, device: torch.device, slots: int = 2, group: int = 1
+        self,
+        *,
+        device: torch.device,
+        slots: int = 2,
+        group: int = 1,
+        by_layer: bool = False,
+        overlap: bool = True,
+        folder: Path | None = None,
     ) -> None:
-        if slots < 2 or group < 1:
-            msg = f"slots ({slots}) must be at least 2 and group ({group}) at least 1"
+        if slots < 1 or group < 1 or (by_layer and group > 1):
+            msg = f"slots ({slots}) and group ({group}) must be at least 1, and group 1 by layer ({by_layer})"
             raise ValueError(msg)
-        self._lane = Lane(device)
-        self._units = [
-            self._unit(blocks[start : start + group], number)
-            for number, start in enumerate(range(0, len(blocks), group))
-        ]
-        size = max((unit.buffer.num_bytes for unit in self._units), default=0)
-        self._slots = [
-            _Slot(torch.empty(size, dtype=torch.uint8, device=device))
-            for _ in range(min(slots, len(self._units)))
-        ]
-        self._at = -1
+        self.lane = Lane(device, overlap=overlap)
+        self._num_slots, self._group, self._by_layer, self._folder = slots, group, by_layer, folder
+        self._units: list[_Unit] = []
+        self._slots: list[_Slot] = []
+        self._order = VisitOrder()
+        self._at: int | None = None
         self._fetches = self._waited = self._bytes = 0
+
+    def add(self, block: nn.Module) -> None:
+        """Take over the next block in the order of the forward pass; the first use ends the taking.
+
+        Args:
+            block: its linear layers are FrozenLinear already, wherever they lie. Their weights move to host
+                memory, all else of it to the device.
+
+        Raises:
+            UserError: the folder cannot be written to or the disk is full.
+        """
+        assert not self._slots, "blocks are added before the first is used"
+        layers = [one for one in block.modules() if isinstance(one, FrozenLinear)]
+        for travelling in [[layer] for layer in layers] if self._by_layer else [layers]:
+            self._keep(travelling)
+        _move_rest(block, self.lane.device)
 
     @property
     def counts(self) -> StreamCounts:
@@ -94,28 +132,41 @@ class BlockStream:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory that the slots hold, whatever is in them."""
-        return sum(slot.memory.numel() for slot in self._slots)
+        """Device memory that the slots hold once the first block was used, whatever is in them."""
+        return min(self._num_slots, len(self._units)) * self._slot_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that the weights hold."""
-        return sum(unit.buffer.num_bytes for unit in self._units)
+        """Host memory, or room on the disk, that the weights hold."""
+        return sum(unit.num_bytes for unit in self._units)
 
     def resident_units(self) -> list[int]:
         """The units on the device now."""
         return sorted(slot.unit for slot in self._slots if slot.unit is not None)
 
-    def _unit(self, blocks: Sequence[nn.Module], number: int) -> _Unit:
-        layers = [one for block in blocks for one in block.modules() if isinstance(one, FrozenLinear)]
-        buffer = HostBuffer.holding([layer.stored() for layer in layers], pinned=self._lane.overlaps)
+    @property
+    def _slot_bytes(self) -> int:
+        return max((unit.num_bytes for unit in self._units), default=0)
+
+    def _keep(self, layers: Sequence[FrozenLinear]) -> None:
+        """Move the weights of layers into the host's memory and their unit."""
+        if self._by_layer or not self._units or self._units[-1].blocks == self._group:
+            self._units.append(_Unit())
+        unit = self._units[-1]
+        buffer = HostBuffer.holding(
+            [layer.stored() for layer in layers], pinned=self.lane.overlaps, folder=self._folder
+        )
         for layer, tensors in zip(layers, buffer.tensors(), strict=True):
             layer.keep(tensors)
-            layer.fetch = partial(self._need, number)
-        return _Unit(layers, buffer)
+            layer.fetch = partial(self._need, len(self._units) - 1)
+        unit.layers += layers
+        unit.buffers.append(buffer)
+        unit.blocks += 1
 
     def _need(self, number: int, recording: bool) -> None:
         """Have a unit on the device before its next use, and the following one on its way."""
+        if not self._slots:
+            self._make_slots()
         unit = self._units[number]
         if unit.slot is None:
             self._waited += 1
@@ -123,24 +174,19 @@ class BlockStream:
         elif number == self._at:
             return
         assert unit.slot is not None
-        self._lane.wait(self._slots[unit.slot].arrival)
-        # From the last unit to the first is no backward pass, but the next forward pass.
-        begins_anew = number == 0 and self._at == len(self._units) - 1
-        backwards = number < self._at and not begins_anew
+        for arrival in self._slots[unit.slot].arrivals:
+            self.lane.wait(arrival)
         self._at = number
-        following = self._following(number, backwards=backwards, recording=recording)
-        if following is not None and self._units[following].slot is None:
+        following = self._order.visit(number, recording=recording)
+        inside = 0 <= following < len(self._units)
+        if inside and len(self._slots) > 1 and self._units[following].slot is None:
             self._fetch(following, self._victim(number))
 
-    def _following(self, number: int, *, backwards: bool, recording: bool) -> int | None:
-        """The unit that will be needed next, as far as one can tell."""
-        last = len(self._units) - 1
-        if number == last:
-            # The backward pass begins where the forward pass ends; without a graph the next one begins anew.
-            return None if recording or backwards else 0
-        if backwards and number:
-            return number - 1
-        return None if backwards else number + 1
+    def _make_slots(self) -> None:
+        for _ in range(min(self._num_slots, len(self._units))):
+            memory = torch.empty(self._slot_bytes, dtype=torch.uint8, device=self.lane.device)
+            self.lane.protect(memory)
+            self._slots.append(_Slot(memory))
 
     def _victim(self, needed: int) -> int:
         """The slot to give up: an empty one, else the one whose unit is farthest from the needed one."""
@@ -154,14 +200,44 @@ class BlockStream:
         )
 
     def _fetch(self, number: int, slot_number: int) -> None:
+        """Copy a unit into a slot; until all of it is on its way, neither is said to hold the other."""
         unit, slot = self._units[number], self._slots[slot_number]
         if slot.unit is not None:
-            self._units[slot.unit].slot = None
-        slot.arrival = self._lane.copy(slot.memory, unit.buffer.memory)
-        slot.unit, unit.slot = number, slot_number
-        if unit.buffer.layout not in slot.views:
-            slot.views[unit.buffer.layout] = unit.buffer.views(slot.memory)
-        for layer, tensors in zip(unit.layers, slot.views[unit.buffer.layout], strict=True):
+            evicted, slot.unit = self._units[slot.unit], None
+            evicted.slot = None
+            for layer in evicted.layers:
+                layer.use(layer.stored())
+        arrivals, end = [], 0
+        for buffer in unit.buffers:
+            arrivals.append(self.lane.copy(slot.memory[end:], buffer.memory))
+            end += buffer.num_bytes
+        for layer, tensors in zip(unit.layers, self._views(unit, slot), strict=True):
             layer.use(tensors)
+        slot.arrivals = arrivals
+        slot.unit, unit.slot = number, slot_number
         self._fetches += 1
-        self._bytes += unit.buffer.num_bytes
+        self._bytes += end
+
+    def _views(self, unit: _Unit, slot: _Slot) -> list[dict[str, Tensor]]:
+        """The tensors of a unit's layers in a slot."""
+        layout = unit.layout
+        if layout not in slot.views:
+            ends, views = 0, []
+            for buffer in unit.buffers:
+                views += buffer.views(slot.memory[ends:])
+                ends += buffer.num_bytes
+            slot.views[layout] = views
+        return slot.views[layout]
+
+
+def _move_rest(block: nn.Module, device: torch.device) -> None:
+    """Move what is not streamed: norms, biases and their like."""
+    for module in block.modules():
+        streamed = module.stored().keys() if isinstance(module, FrozenLinear) else ()
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if name not in streamed:
+                moved = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+                module.register_parameter(name, moved)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name not in streamed:
+                module.register_buffer(name, buffer.to(device))

@@ -50,7 +50,8 @@ evaluation: step, the fields of EvalResult, best_loss and best_step of the best 
     that it took.
 validation: step and the files rendered.
 checkpoint: step and folder.
-run_end: how it ended: finished, interrupted or failed.
+run_end: how it ended: finished, interrupted or failed; the peaks of device and host memory in bytes, predicted
+    and measured (null: there is no such memory).
 error: kind and message, as the user saw it.
 """
 
@@ -68,7 +69,7 @@ class StepMetrics:
         epoch: from 0.
         loss: what was minimised: the mean over its micro batches, weighted by noise level where that is
             asked for.
-        learning_rate: the one it was made with.
+        learning_rate: the one it was made with; of prodigy the one it has found.
         grad_norm: of all trained weights together, before clipping.
         sigma_mean: over its samples.
         samples: clips trained on.

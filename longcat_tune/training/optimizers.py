@@ -113,6 +113,15 @@ def build_optimizer(
     return _BUILDERS[settings.name](settings, [*matrices, *vectors])
 
 
+def rate_of_step(optimizer: Optimizer) -> float:
+    """The learning rate that the next step is made with: of the first group, before any that is faster.
+
+    Prodigy multiplies it by the rate that it has found so far, which it keeps as `d`.
+    """
+    group = optimizer.param_groups[0]
+    return float(group["lr"] * group.get("d", 1.0))
+
+
 def _adamw(settings: OptimizerSettings, groups: Sequence[Group]) -> Optimizer:
     """In one fused kernel on CUDA."""
     fused = all(parameter.is_cuda for group in groups for parameter in group["params"])

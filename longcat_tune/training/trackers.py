@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from longcat_tune.errors import ConfigError
+from longcat_tune.errors import ConfigError, UserError
 from longcat_tune.training.metrics import BANDS, EventName
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
@@ -76,6 +76,7 @@ def tracking(name: TrackerName, run: TrackedRun) -> Iterator[Tracker]:
 
     Raises:
         ConfigError: as `require_tracker`.
+        UserError: wandb cannot open a run: not logged in, or no network.
     """
     require_tracker(name)
     if name == "none":
@@ -181,13 +182,21 @@ def _tensorboard(run: TrackedRun) -> Iterator[TensorBoardTracker]:
 def _wandb(run: TrackedRun) -> Iterator[WandbTracker]:
     import wandb
 
-    with wandb.init(
-        dir=str(run.output_dir),
-        project=run.project,
-        name=run.name,
-        id=run.run_id,
-        resume=None if run.run_id is None else "allow",
-        config=dict(run.config),
-    ) as opened:
+    try:
+        opening = wandb.init(
+            dir=str(run.output_dir),
+            project=run.project,
+            name=run.name,
+            id=run.run_id,
+            resume=None if run.run_id is None else "allow",
+            config=dict(run.config),
+        )
+    except wandb.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"report_to (wandb) cannot open a run ({reason}); log in with `wandb login`, or set the "
+            "environment variable WANDB_MODE=offline and `wandb sync` the run later, or set report_to to none"
+        ) from error
+    with opening as opened:
         opened.define_metric("*", step_metric="step")
         yield WandbTracker(opened)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longcat_tune.training.interfaces import LoopSettings, StepGroup
 from longcat_tune.training.metrics import StepMetrics, peak_memory_gib
+from longcat_tune.training.optimizers import rate_of_step
 from longcat_tune.training.parts import LoopParts
 from longcat_tune.training.step import (
     StepOutput,
@@ -114,7 +115,7 @@ def make_step(
     sigmas = tuple(chain.from_iterable(share.sigmas for share in shares))
     clip_ids = tuple(chain.from_iterable(share.clip_ids for share in shares))
     require_finite(number, losses, grad_norm, clip_ids)
-    learning_rate = float(parts.optimizer.param_groups[0]["lr"])
+    learning_rate = rate_of_step(parts.optimizer)
     with explained_out_of_memory(f"the optimizer's part of step {number}"):
         parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)

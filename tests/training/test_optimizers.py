@@ -18,6 +18,7 @@ from longcat_tune.training.optimizers import (
     OptimizerPair,
     OptimizerSettings,
     build_optimizer,
+    rate_of_step,
 )
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
 
@@ -167,6 +168,19 @@ def test_a_missing_package_names_the_extra(
         f"optimizer ({name}) needs the package {package}, which is not installed; "
         "pip install 'longcat-tune[optim]', or choose adamw"
     )
+
+
+def test_the_rate_that_prodigy_has_found_is_the_one_that_is_logged() -> None:
+    [weight] = trained = weights()[:1]
+    optimizer = build("prodigy", trained, learning_rate=1.0)
+    assert rate_of_step(optimizer) == pytest.approx(1e-6)  # Where it begins to look.
+    for _ in range(30):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert rate_of_step(optimizer) == optimizer.param_groups[0]["d"] > 2e-6
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert rate_of_step(optimizer) == optimizer.param_groups[0]["d"] / 2
+    assert rate_of_step(build("adamw", weights(), learning_rate=3e-4)) == 3e-4
 
 
 def test_prodigy_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from longcat_tune.errors import ConfigError
+from longcat_tune.errors import ConfigError, UserError
 from longcat_tune.training.eval_result import ClipLosses, EvalResult
 from longcat_tune.training.metrics import EventLog, SigmaBands, StepMetrics
 from longcat_tune.training.trackers import TrackedRun, WandbTracker, scalars, tracking
@@ -114,6 +116,27 @@ def test_tensorboard_hides_the_steps_that_a_resumed_run_repeats(tmp_path: Path) 
     shown.Reload()
     losses = [(one.step, round(one.value, 3)) for one in shown.Scalars("train/loss")]
     assert losses == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 4.4), (5, 5.4), (6, 6.4)]
+
+
+def test_wandb_without_login_or_network_tells_of_working_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WandbError(Exception):
+        pass
+
+    def init(**_keys: object) -> None:
+        raise WandbError("No API key configured.\nUse `wandb login`")
+
+    # A stand-in: the real one asks the network, and is seldom installed here.
+    stand_in = ModuleType("wandb")
+    stand_in.__spec__ = ModuleSpec("wandb", None)
+    stand_in.Error, stand_in.init = WandbError, init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    with (
+        pytest.raises(UserError, match=r"open a run \(No API key configured\.\); log in.*WANDB_MODE=offline"),
+        tracking("wandb", TrackedRun(tmp_path, "p", "r")),
+    ):
+        pytest.fail("it went on")
 
 
 def test_wandb_works_offline_and_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

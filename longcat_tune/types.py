@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,19 @@ class FramePicks:
         return tuple((self.first + index) / self.framerate for index in range(self.count))
 
 
+class Stamp(NamedTuple):
+    """What must be the same for a file to count as the same.
+
+    Attributes:
+        size: in bytes; of a folder of pictures, of all of them.
+        version: modification time in nanoseconds; of a folder of pictures, a hash over the names, sizes and
+            modification times.
+    """
+
+    size: int
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class ClipRecord:
     """One usable file of a dataset as found on disk, before its frames are decoded.
@@ -85,6 +98,7 @@ class ClipRecord:
         height: in pixels as shown, rotation applied.
         source_frames: frames in the file; 1 for an image.
         seconds: duration by presentation time; 0 for an image.
+        stamp: by which a later change of the file shows.
         conditioning: the image paired with it; None when there is none or its own first frame is meant.
     """
 
@@ -97,7 +111,8 @@ class ClipRecord:
     height: int
     source_frames: int
     seconds: float
-    conditioning: Path | None = None
+    stamp: Stamp
+    conditioning: ClipRecord | None = None
 
     @property
     def fps(self) -> float:

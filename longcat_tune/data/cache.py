@@ -21,10 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from longcat_tune.data.collecting import uncollected
-from longcat_tune.data.source_rows import Stamp
 from longcat_tune.errors import DataError
 from longcat_tune.files import write_tensors_atomically
-from longcat_tune.types import Bucket, FramePicks, TextFeatures
+from longcat_tune.types import Bucket, FramePicks, Stamp, TextFeatures
 
 if TYPE_CHECKING:
     from torch import Tensor

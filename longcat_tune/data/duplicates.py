@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 
 from longcat_tune.data.manifest import NAMED, Manifest
-from longcat_tune.data.sources import SourceIndex, stamp_of
+from longcat_tune.data.sources import SourceIndex
 from longcat_tune.types import ClipRecord, Notice
 
 Group = tuple[ClipRecord, ...]
@@ -34,7 +33,7 @@ def duplicates(
         held_out: ids of the datasets that are not trained on.
 
     Raises:
-        DataError: a file was removed since it was found, or cannot be read.
+        DataError: a file was removed or changed since it was found, or cannot be read.
     """
     leaks: dict[tuple[str, ...], list[Group]] = defaultdict(list)
     copies: dict[tuple[str, ...], list[Group]] = defaultdict(list)
@@ -54,24 +53,25 @@ def duplicates(
 
 def _equal(manifests: Sequence[Manifest], index_of: Callable[[str], SourceIndex]) -> Iterator[Group]:
     """Records of equal content, two or more at a time."""
-    records = list(chain.from_iterable(manifest.records for manifest in manifests))
     by_size = defaultdict(list)
-    for record in records:
-        by_size[stamp_of(record.path).size].append(record)
+    for record in chain.from_iterable(manifest.records for manifest in manifests):
+        by_size[record.stamp.size].append(record)
+    indexes = {manifest.dataset_id: index_of(manifest.dataset_id) for manifest in manifests}
     by_content = defaultdict(list)
     for same_size in by_size.values():
         if len(same_size) > 1:
             for record in same_size:
-                by_content[index_of(record.dataset_id).content(record.path)].append(record)
+                content = indexes[record.dataset_id].content(record.path, record.stamp)
+                by_content[content].append(record)
     for same in by_content.values():
         if len(same) > 1:
             yield tuple(same)
 
 
 def _one_per_path(records: Iterable[ClipRecord]) -> Group:
-    by_path: dict[Path, ClipRecord] = {}
+    by_path: dict[str, ClipRecord] = {}
     for record in records:
-        by_path.setdefault(record.path, record)
+        by_path.setdefault(str(record.path), record)
     return tuple(by_path.values())
 
 

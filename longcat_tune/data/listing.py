@@ -16,8 +16,8 @@ from longcat_tune.config.datasets import DatasetType
 from longcat_tune.data.images import IMAGE_EXTENSIONS
 from longcat_tune.data.refusals import REPLACE, UnusableFileError
 from longcat_tune.data.sequences import numbered_pictures
-from longcat_tune.data.source_rows import Stamp
 from longcat_tune.data.sources import stamp_of_pictures
+from longcat_tune.types import Stamp
 
 Kind = Literal["video", "image", "sequence"]
 
@@ -200,6 +200,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False  # a link in a circle leads nowhere
+
+
+def without_extension(name: str, *, kind: Kind) -> str:
+    """A name by which a clip's caption and start image are found; a folder's has no extension to leave out.
+
+    Args:
+        name: of a file or folder, or its path. Text is 20 times faster than a Path.
+        kind: what it is.
+    """
+    return name if kind == "sequence" else name.rpartition(".")[0]
 
 
 def printable(name: str) -> str:

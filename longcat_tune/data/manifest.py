@@ -147,7 +147,7 @@ def _judged(
     troubles = [look] if isinstance(look, UnusableFileError) else []
     if captions is not None and file.trouble is None:
         try:
-            texts = captions.of(path, file.name)
+            texts = captions.of(path, file.name, kind=file.kind)
         except UnusableFileError as error:
             troubles.append(error)
     if troubles or isinstance(look, UnusableFileError):
@@ -162,6 +162,7 @@ def _judged(
         height=look.height,
         source_frames=look.frames,
         seconds=look.frames / fps if file.kind == "sequence" else look.seconds,
+        stamp=file.stamp,
     )
 
 

@@ -11,23 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from longcat_tune.types import Stamp
+
 DECODER = json.JSONDecoder()
 NO_PATH = ""
 ROW = re.compile(r'([0-9]+),(-?[0-9]+),(?:null|"([0-9a-f]+)"),(?:null|(\[.+\]))\]')
 """What follows the path in a line: size, version, content hash, probe."""
-
-
-class Stamp(NamedTuple):
-    """What must be the same for a file to count as the same.
-
-    Attributes:
-        size: in bytes; of a folder of pictures, of all of them.
-        version: modification time in nanoseconds; of a folder of pictures, a hash over the names, sizes and
-            modification times.
-    """
-
-    size: int
-    version: int
 
 
 class Probe(NamedTuple):

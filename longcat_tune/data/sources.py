@@ -19,7 +19,6 @@ from longcat_tune.data.sequences import sequence_pictures
 from longcat_tune.data.source_rows import (
     Facts,
     Probe,
-    Stamp,
     facts_of,
     line_of,
     probe_of,
@@ -29,10 +28,12 @@ from longcat_tune.data.source_rows import (
 )
 from longcat_tune.errors import UserError
 from longcat_tune.files import explained_disk_errors, write_atomically
+from longcat_tune.types import Stamp
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "sources.jsonl"
+ANOTHER = "is no longer the file that was looked at"
 COMPACTED_FROM = 1000
 """Lines below which the file is not worth rewriting, however many of them are stale."""
 
@@ -69,31 +70,29 @@ class SourceIndex:
         key = _key(path)
         self._note(key, self._facts(key, stamp)._replace(probe=probe_text(probe)))
 
-    def content(self, path: Path) -> str:
+    def content(self, path: Path, stamp: Stamp) -> str:
         """Return the content hash of a file, or of a folder of numbered pictures with their names.
 
-        Raises:
-            UnusableFileError: it cannot be read, or the folder no longer holds the pictures of one clip.
-        """
-        return self.stamped_content(path)[1]
-
-    def stamped_content(self, path: Path) -> tuple[Stamp, str]:
-        """Return what `content` does, after the stamp that the file had before it was read.
+        Args:
+            path: the file; not looked at when its hash is known.
+            stamp: of the file that is meant.
 
         Raises:
-            UnusableFileError: as `content`.
+            UnusableFileError: it cannot be read, or is another file by now.
         """
         key = _key(path)
+        facts = self._facts(key, stamp)
+        if facts.content is not None:
+            return facts.content
         try:
-            stamp, pictures = _look_at(path)
-            facts = self._facts(key, stamp)
-            if facts.content is not None:
-                return stamp, facts.content
+            now, pictures = _look_at(path)
+            if now != stamp:
+                raise UnusableFileError(path, ANOTHER, CHANGED)
             content = _hash_of_pictures(pictures) if pictures else _hash_of_file(path)
         except OSError as error:
             raise _unreadable(path, error) from error
         self._note(key, facts._replace(content=content))
-        return stamp, content
+        return content
 
     def save(self) -> None:
         """Write down what was learned since the last time.
@@ -173,7 +172,7 @@ def require_unchanged(path: Path, stamp: Stamp) -> None:
         UnusableFileError: it is another file by now, or gone.
     """
     if stamp_of(path) != stamp:
-        raise UnusableFileError(path, "is no longer the file that was looked at", CHANGED)
+        raise UnusableFileError(path, ANOTHER, CHANGED)
 
 
 def stamp_of_pictures(pictures: Iterable[tuple[str, int, int]]) -> Stamp:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.model import ModelSection
@@ -19,9 +20,10 @@ from longcat_tune.data.cache import (
     text_path,
 )
 from longcat_tune.data.collecting import uncollected
+from longcat_tune.data.framing import CENTER
 from longcat_tune.data.planning import clip_id
+from longcat_tune.data.sources import stamp_of
 from longcat_tune.data.tasks import tasks_of
-from longcat_tune.data.transforms import CENTER
 from longcat_tune.log import Bar, progress
 from longcat_tune.model.text_encoder import features_width, text_encoder_identity
 from longcat_tune.model.vae import latent_channels, vae_identity
@@ -31,7 +33,7 @@ from longcat_tune.runs.plan import PlannedDataset, RunPlan, make_plan
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.runs.weight_hashes import WeightHashes
 from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.types import Bucket, CachedSample, FramePicks, PlannedClip, TrainingSet
+from longcat_tune.types import Bucket, CachedSample, ClipRecord, FramePicks, PlannedClip, Stamp, TrainingSet
 
 EMPTY_PROMPT = ""
 SECONDS_BETWEEN_SAVES = 60.0
@@ -81,6 +83,20 @@ class CachedRun:
         return sum(len(one.samples) for one in self.training)
 
 
+class _Source(NamedTuple):
+    """What is encoded: a file or folder as it was when it was looked at.
+
+    Attributes:
+        path: where it is.
+        stamp: of the look.
+        fps: pictures per second of a folder of them; None for any other kind.
+    """
+
+    path: Path
+    stamp: Stamp
+    fps: float | None = None
+
+
 class CacheJobs:
     """Collects jobs: whoever asks for a clip's cached files gets their paths, and the jobs are noted here.
 
@@ -114,6 +130,7 @@ class CacheJobs:
         self._text_encoder = f"{identity} {config.model.text_encoder_1_precision} {self.text_width}"
         hashes.keep()
         self._texts: dict[str, TextJob] = {}
+        self._partners = {entry.id: entry for entry in plan.conditioning}
         self._sequence_fps = {
             clip.record.path: clip.record.fps
             for dataset in plan.held_out
@@ -161,14 +178,13 @@ class CacheJobs:
             bucket=clip.bucket,
             latents_paths=self._latents(
                 self.clip_folder(entry),
-                record.path,
+                _Source(record.path, record.stamp, record.fps if record.kind == "sequence" else None),
                 [clip.picks(window) for window in clip.windows],
                 clip.bucket,
                 name=name,
                 crop=_effective_crop(clip),
-                source_fps=record.fps if record.kind == "sequence" else None,
             ),
-            cond_latents_path=None if image is None else self.image(image, clip.bucket, crop=clip.crop),
+            cond_latents_path=None if image is None else self._partner(image, clip),
             text_paths=tuple([self.text(caption) for caption in record.captions]),
         )
 
@@ -198,29 +214,21 @@ class CacheJobs:
         assert entry.cache_dir_vae is not None  # the loader fills it in
         return entry.cache_dir_vae
 
-    def image(self, image: Path, size: Bucket, *, frame: int = 0, crop: tuple[float, float] = CENTER) -> Path:
-        """Ask for a start image, in the cache of the conditioning dataset that it is part of, if any.
+    def image(self, image: Path, size: Bucket, *, frame: int) -> Path:
+        """Ask for a render's start image, in the cache of the conditioning dataset that holds it, if any.
 
         Args:
             image: an image or a clip.
             size: what it is brought to.
             frame: which one of a clip, counted at the run's framerate.
-            crop: as in LatentJob.
 
         Raises:
             DataError: it cannot be read.
         """
         entry = self.plan.conditioning_entry(image)
-        [path] = self._latents(
-            self.folder / "vae" / "start-images" if entry is None else self.clip_folder(entry),
-            image,
-            [FramePicks(frame, 1, self.config.data.framerate)],
-            Bucket(size.width, size.height, 1),
-            name=image.name,
-            crop=crop,
-            source_fps=self._sequence_fps.get(image),
-        )
-        return path
+        folder = self.folder / "vae" / "start-images" if entry is None else self.clip_folder(entry)
+        source = _Source(image, stamp_of(image), self._sequence_fps.get(image))
+        return self._picture(folder, source, size, frame=frame, crop=CENTER)
 
     def text(self, caption: str) -> Path:
         """Ask for text features; returns where they will be."""
@@ -257,29 +265,49 @@ class CacheJobs:
             tasks=tasks_of(entry),
         )
 
+    def _partner(self, image: ClipRecord, clip: PlannedClip) -> Path:
+        """Ask for a clip's start image, cut out where the clip is."""
+        folder = self.clip_folder(self._partners[image.dataset_id])
+        source = _Source(image.path, image.stamp)
+        return self._picture(folder, source, clip.bucket, frame=0, crop=clip.crop)
+
+    def _picture(
+        self, folder: Path, source: _Source, size: Bucket, *, frame: int, crop: tuple[float, float]
+    ) -> Path:
+        [path] = self._latents(
+            folder,
+            source,
+            [FramePicks(frame, 1, self.config.data.framerate)],
+            Bucket(size.width, size.height, 1),
+            name=source.path.name,
+            crop=crop,
+        )
+        return path
+
     def _latents(
         self,
         folder: Path,
-        source: Path,
+        source: _Source,
         windows: Sequence[FramePicks],
         bucket: Bucket,
         *,
         name: str,
         crop: tuple[float, float],
-        source_fps: float | None,
     ) -> tuple[Path, ...]:
         """Ask for the latents of one or more windows of a clip; returns where they will be."""
         index = self.plan.source_index(folder)
-        stamp, content = index.stamped_content(source)
+        content = index.content(source.path, source.stamp)
         # A new dataset is read once from end to end; what was read is not read again after a stop.
         index.keep(after=SECONDS_BETWEEN_SAVES)
         paths = []
         for picks in windows:
             key = latent_key(
-                content, picks=picks, bucket=bucket, crop=crop, source_fps=source_fps, encoder=self._vae
+                content, picks=picks, bucket=bucket, crop=crop, source_fps=source.fps, encoder=self._vae
             )
             path = latents_path(folder, key)
-            self.latents.append(LatentJob(name, source, stamp, picks, bucket, crop, source_fps, path))
+            self.latents.append(
+                LatentJob(name, source.path, source.stamp, picks, bucket, crop, source.fps, path)
+            )
             paths.append(path)
         return tuple(paths)
 

@@ -120,7 +120,7 @@ def _tried(folder: Path, records: Sequence[ClipRecord], keys: Mapping[str, Any],
     missing = []
     for record in records:
         try:
-            found[record.name] = captions.of(record.path, record.name)[0]
+            found[record.name] = captions.of(record.path, record.name, kind=record.kind)[0]
         except NoCaptionError:
             missing.append(record.name)
         except UnusableFileError:

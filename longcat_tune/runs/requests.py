@@ -65,7 +65,7 @@ def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
         if not takes_start_images(clip.tasks):
             subjects.append(Subject(name, record.captions[0]))
         elif record.conditioning is not None:
-            subjects.append(Subject(name, record.captions[0], record.conditioning))
+            subjects.append(Subject(name, record.captions[0], record.conditioning.path))
         else:
             subjects.append(Subject(name, record.captions[0], record.path, clip.windows[0]))
     return subjects

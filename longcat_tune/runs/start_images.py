@@ -44,7 +44,7 @@ class StartImageSet:
             manifest: their files.
             clips: of all datasets that name the entry.
         """
-        paired = {clip.record.conditioning for clip in clips}
+        paired = {clip.record.conditioning.path for clip in clips if clip.record.conditioning is not None}
         unused = [record.name for record in manifest.records if record.path not in paired]
         notices = manifest.notices
         if unused:

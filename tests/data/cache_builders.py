@@ -10,8 +10,7 @@ import torch
 from longcat_tune.data import cache
 from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.cache_fill import fill_latents
-from longcat_tune.data.source_rows import Stamp
-from longcat_tune.types import Bucket, FramePicks
+from longcat_tune.types import Bucket, FramePicks, Stamp
 
 BUCKET = Bucket(64, 64, 5)
 SHAPE = (16, 2, 8, 8)

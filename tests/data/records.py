@@ -8,7 +8,7 @@ from pathlib import Path
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.manifest import Manifest
 from longcat_tune.data.planning import DatasetPlan, plan_dataset
-from longcat_tune.types import ClipRecord, PlannedClip, Refusal
+from longcat_tune.types import ClipRecord, PlannedClip, Refusal, Stamp
 
 FOLDER = Path("/clips")
 STILLS = Path("/stills")
@@ -21,6 +21,7 @@ def record(
     values = {
         "dataset_id": "clips", "path": FOLDER / name, "name": name, "kind": "video", "captions": ("a clip",),
         "width": width, "height": height, "source_frames": frames, "seconds": frames / rate,
+        "stamp": Stamp(1, 1),
     }  # fmt: skip
     return ClipRecord(**values | changes)
 

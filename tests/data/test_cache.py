@@ -10,9 +10,8 @@ import pytest
 
 from longcat_tune.data import cache
 from longcat_tune.data.cache import LatentJob, TextJob
-from longcat_tune.data.source_rows import Stamp
 from longcat_tune.errors import DataError
-from longcat_tune.types import Bucket, FramePicks
+from longcat_tune.types import Bucket, FramePicks, Stamp
 from tests.data.cache_builders import BUCKET, CENTER, PARTS, fill, job, unfinished
 
 

@@ -15,8 +15,7 @@ from longcat_tune.data import cache, cache_files
 from longcat_tune.data.cache import LatentJob, TextJob
 from longcat_tune.data.cache_files import FolderContents
 from longcat_tune.data.cache_fill import fill_latents, fill_text
-from longcat_tune.data.source_rows import Stamp
-from longcat_tune.types import Bucket, FramePicks, TextFeatures
+from longcat_tune.types import Bucket, FramePicks, Stamp, TextFeatures
 
 BUCKET = Bucket(64, 64, 5)
 SHAPE = (16, 2, 8, 8)

@@ -51,7 +51,8 @@ def captions(folder: Path, path: Path, *, empty_caption: str = "error", **table)
 
 
 def of(several: Captions, name: str) -> tuple[str, ...]:
-    return several.of(several.entry.instance_data_dir / name, name)
+    path = several.entry.instance_data_dir / name
+    return several.of(path, name, kind="sequence" if path.is_dir() else "video")
 
 
 def message_of(folder: Path, path: Path, **table) -> str:

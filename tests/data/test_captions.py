@@ -29,7 +29,7 @@ def captions(seed: int = 0, **keys) -> Captions:
 
 
 def found(path: Path, **keys) -> tuple[str, ...]:
-    return captions(**keys).of(path, path.name)
+    return captions(**keys).of(path, path.name, kind="sequence" if path.is_dir() else "video")
 
 
 def message_of(path: Path, **keys) -> str:
@@ -43,7 +43,7 @@ def tags(caption: str, seed: int = 0, name: str = "a.mp4", **shuffle) -> list[st
     of = captions(
         seed, caption_strategy="instanceprompt", instance_prompt=caption, caption_shuffle=shuffle
     ).of
-    return list(of(Path(name), name))
+    return list(of(Path(name), name, kind="video"))
 
 
 def test_each_line_of_the_text_file_is_a_caption(tmp_path):
@@ -108,8 +108,11 @@ def test_missing_captions_that_may_be_empty_are_counted(tmp_path):
     (tmp_path / "b.txt").touch()
     several = captions(empty_caption="use")
     names = [f"{letter}.mp4" for letter in "edcba"]
-    assert [several.of(tmp_path / name, name) for name in names] == [("",)] * 4 + [("A red ball.",)]
-    several.of(tmp_path / "b.mp4", "b.mp4")
+    assert [several.of(tmp_path / name, name, kind="video") for name in names] == [
+        *[("",)] * 4,
+        ("A red ball.",),
+    ]
+    several.of(tmp_path / "b.mp4", "b.mp4", kind="video")
     assert several.notices(names) == (
         Notice(
             "clips",
@@ -119,10 +122,17 @@ def test_missing_captions_that_may_be_empty_are_counted(tmp_path):
     )
 
 
+def test_a_caption_of_any_length_is_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("longcat_tune.data.captions.READ_AT_ONCE", 8)
+    for length in (7, 8, 9, 16, 100):
+        (tmp_path / "a.txt").write_text("é" + "x" * (length - 2))
+        assert found(tmp_path / "a.mp4") == ("é" + "x" * (length - 2),)
+
+
 def test_where_all_is_in_order_nothing_is_noticed(tmp_path):
     (tmp_path / "a.txt").write_text("A red ball.")
     several = captions(empty_caption="use")
-    several.of(tmp_path / "a.mp4", "a.mp4")
+    several.of(tmp_path / "a.mp4", "a.mp4", kind="video")
     assert several.notices(["a.mp4"]) == ()
 
 
@@ -166,8 +176,9 @@ def test_variants_depend_on_seed_clip_and_caption_alone():
 def test_a_seed_of_their_own_wins_over_the_runs():
     shuffle = {"caption_shuffle": {"seed": 7}, "caption_strategy": "filename"}
     clip = Path("a,b,c,d,e,f,g,h.mp4")
-    one, other = (captions(seed, **shuffle).of(clip, clip.name) for seed in (1, 2))
-    assert one == other == captions(7, **{**shuffle, "caption_shuffle": {}}).of(clip, clip.name)
+    one, other = (captions(seed, **shuffle).of(clip, clip.name, kind="video") for seed in (1, 2))
+    of_run = captions(7, **{**shuffle, "caption_shuffle": {}})
+    assert one == other == of_run.of(clip, clip.name, kind="video")
 
 
 def test_variants_are_the_same_in_another_process():
@@ -177,7 +188,7 @@ def test_variants_are_the_same_in_another_process():
         "from longcat_tune.data.captions import Captions\n"
         "entry = DatasetEntry(id='c', instance_data_dir=Path(), caption_strategy='instanceprompt',\n"
         "    instance_prompt='a, b, c, d, e', caption_shuffle={})\n"
-        "print('|'.join(Captions.of_dataset(entry, seed=0).of(Path('a.mp4'), 'a.mp4')))\n"
+        "print('|'.join(Captions.of_dataset(entry, seed=0).of(Path('a.mp4'), 'a.mp4', kind='video')))\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     result = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 from longcat_tune.data import sources
 from longcat_tune.data.duplicates import duplicates
 from longcat_tune.data.manifest import Manifest
-from longcat_tune.data.sources import SourceIndex
+from longcat_tune.data.sources import SourceIndex, stamp_of
 from longcat_tune.errors import DataError
 from longcat_tune.types import ClipRecord, Notice
 
@@ -31,6 +31,7 @@ def dataset(dataset_id: str, folder: Path, **contents: str) -> Manifest:
             height=48,
             source_frames=9,
             seconds=0.3,
+            stamp=stamp_of(path),
         )
         for path in paths
     )

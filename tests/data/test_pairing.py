@@ -29,20 +29,20 @@ def test_partner_has_the_same_relative_path_with_any_image_extension(extension):
     partners = stills("a.v2.png", f"sub/a.v2{extension}", "sub/a.png")
     nothing = manifest(folder=Path("/none"))
     clip = planned(record("sub/a.v2.mp4"), is_i2v=True, conditioning=[nothing, partners])
-    assert clip.record.conditioning == STILLS / f"sub/a.v2{extension}"
+    assert clip.record.conditioning.path == STILLS / f"sub/a.v2{extension}"
 
 
 @pytest.mark.parametrize("name", ["a b.mp4", "naïve 文字 🎬.mp4", "line\nbreak.mp4", "-i.mp4", "a:b%d.mp4"])
 def test_partner_of_any_name_is_found(name):
     partner = f"{name.removesuffix('.mp4')}.png"
     clip = planned(record(name), is_i2v=True, conditioning=[stills(partner)])
-    assert clip.record.conditioning == STILLS / partner
+    assert clip.record.conditioning.path == STILLS / partner
 
 
 def test_partner_of_a_folder_of_pictures_has_its_whole_name():
     shots = record("shots/walk.v2", kind="sequence")
     clip = planned(shots, is_i2v=True, conditioning=[stills("shots/walk.v2.png")])
-    assert clip.record.conditioning == STILLS / "shots/walk.v2.png"
+    assert clip.record.conditioning.path == STILLS / "shots/walk.v2.png"
     assert refusal_of(shots, is_i2v=True, conditioning=[stills("shots/walk.png")]) == MISSING.format(
         "shots/walk.v2"
     )
@@ -71,7 +71,7 @@ def test_unusable_and_double_partners_are_refused():
 def test_clips_are_paired_when_any_of_their_tasks_is_image_to_video():
     mix = {"task_mix": {"t2v": 0.9, "i2v": 0.1}}
     clip = planned(record("a.mp4"), conditioning=[stills("a.png")], **mix)
-    assert clip.record.conditioning == STILLS / "a.png"
+    assert clip.record.conditioning.path == STILLS / "a.png"
     assert refusal_of(record("a.mp4"), conditioning=[stills("b.png")], **mix) == MISSING.format("a")
 
 

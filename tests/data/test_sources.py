@@ -13,9 +13,10 @@ import pytest
 
 from longcat_tune.data import sources
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.source_rows import Probe, Stamp
+from longcat_tune.data.source_rows import Probe
 from longcat_tune.data.sources import SourceIndex, require_unchanged, stamp_of, stamp_of_pictures
 from longcat_tune.errors import DataError, UserError
+from longcat_tune.types import Stamp
 
 PROBE = Probe("pyav 1", 64, 48, 9, 0.3)
 STAMP = Stamp(100, 1_700_000_000_123_456_789)
@@ -27,6 +28,10 @@ def write(path: Path, content: bytes = b"clip", *, mtime_ns: int | None = None) 
     if mtime_ns is not None:
         os.utime(path, ns=(mtime_ns, mtime_ns))
     return path
+
+
+def content(index: SourceIndex, path: Path) -> str:
+    return index.content(path, stamp_of(path))
 
 
 def hash_of(content: bytes) -> str:
@@ -53,40 +58,40 @@ def pictures(folder: Path, count: int = 3) -> Path:
 def test_content_is_that_of_the_file_and_taken_once(tmp_path, monkeypatch):
     clip = write(tmp_path / "a.mp4", b"some bytes")
     index = SourceIndex(tmp_path / "cache")
-    assert index.content(clip) == hash_of(b"some bytes")
+    assert content(index, clip) == hash_of(b"some bytes")
     index.save()
     no_reading(monkeypatch)
-    assert index.content(clip) == hash_of(b"some bytes")
-    assert SourceIndex(tmp_path / "cache").content(clip) == hash_of(b"some bytes")
+    assert content(index, clip) == hash_of(b"some bytes")
+    assert content(SourceIndex(tmp_path / "cache"), clip) == hash_of(b"some bytes")
 
 
 def test_content_is_taken_again_when_size_or_time_changed(tmp_path):
     clip = write(tmp_path / "a.mp4", b"one", mtime_ns=10**18)
     index = SourceIndex(tmp_path)
-    index.content(clip)
+    content(index, clip)
     write(clip, b"two", mtime_ns=10**18)
-    assert index.content(clip) == hash_of(b"one")
+    assert content(index, clip) == hash_of(b"one")
     write(clip, b"two", mtime_ns=10**18 + 1)
-    assert index.content(clip) == hash_of(b"two")
+    assert content(index, clip) == hash_of(b"two")
     write(clip, b"three", mtime_ns=10**18 + 1)
-    assert index.content(clip) == hash_of(b"three")
+    assert content(index, clip) == hash_of(b"three")
 
 
 def test_content_does_not_depend_on_name_and_place(tmp_path, monkeypatch):
     one, other = write(tmp_path / "a.mp4"), write(tmp_path / "sub" / "ü\n.mov")
     index = SourceIndex(tmp_path / "cache")
-    assert index.content(one) == index.content(other)
+    assert content(index, one) == content(index, other)
     index.save()
     no_reading(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    assert SourceIndex(Path("cache")).content(Path("sub/ü\n.mov")) == index.content(one)
+    assert content(SourceIndex(Path("cache")), Path("sub/ü\n.mov")) == content(index, one)
 
 
 def test_a_missing_file_is_named(tmp_path):
     clip = tmp_path / "gone.mp4"
     message = f"{clip} cannot be read (No such file or directory); restore it or remove it from the dataset"
     with pytest.raises(DataError) as caught:
-        SourceIndex(tmp_path).content(clip)
+        content(SourceIndex(tmp_path), clip)
     assert str(caught.value) == message
     with pytest.raises(DataError) as caught:
         stamp_of(clip)
@@ -95,38 +100,38 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_content_of_a_folder_of_pictures_covers_names_and_pictures(tmp_path, monkeypatch):
     index = SourceIndex(tmp_path / "cache")
-    first = index.content(pictures(tmp_path / "take"))
-    assert index.content(pictures(tmp_path / "copy")) == first
+    first = content(index, pictures(tmp_path / "take"))
+    assert content(index, pictures(tmp_path / "copy")) == first
     write(tmp_path / "copy" / ".hidden", b"is none of them")
-    assert index.content(tmp_path / "copy") == first
+    assert content(index, tmp_path / "copy") == first
     write(tmp_path / "copy" / "1.png", b"Picture 1")
-    assert index.content(tmp_path / "copy") != first
-    assert index.content(pictures(tmp_path / "longer", 4)) != first
+    assert content(index, tmp_path / "copy") != first
+    assert content(index, pictures(tmp_path / "longer", 4)) != first
     (pictures(tmp_path / "named") / "2.png").rename(tmp_path / "named" / "02.png")
-    assert index.content(tmp_path / "named") != first
+    assert content(index, tmp_path / "named") != first
     index.save()
     no_reading(monkeypatch)
-    assert SourceIndex(tmp_path / "cache").content(tmp_path / "take") == first
+    assert content(SourceIndex(tmp_path / "cache"), tmp_path / "take") == first
 
 
 def test_a_folder_of_pictures_is_read_again_when_one_of_them_has_another_time(tmp_path, monkeypatch):
     folder = pictures(tmp_path / "take")
     index = SourceIndex(tmp_path / "cache")
-    index.content(folder)
+    content(index, folder)
     stamp = stamp_of(folder)
     os.utime(folder / "1.png", ns=(5, 5))
     assert stamp_of(folder) != stamp
     assert stamp_of(folder).size == stamp.size == 27
     no_reading(monkeypatch)
     with pytest.raises(AssertionError):
-        index.content(folder)
+        content(index, folder)
 
 
 def test_a_folder_that_is_no_clip_any_more_is_named(tmp_path):
     folder = pictures(tmp_path / "take")
     (folder / "1.png").unlink()
     with pytest.raises(DataError, match="take lacks the picture number 1, between "):
-        SourceIndex(tmp_path).content(folder)
+        content(SourceIndex(tmp_path), folder)
 
 
 def test_a_probe_is_recalled_for_the_same_file_and_reader_only(tmp_path):
@@ -147,47 +152,47 @@ def test_probe_and_content_of_one_file_are_kept_together(tmp_path, monkeypatch):
     clip = write(tmp_path / "a.mp4")
     index = SourceIndex(tmp_path)
     index.remember(clip, stamp_of(clip), PROBE)
-    index.content(clip)
+    content(index, clip)
     index.save()
     assert [json.loads(line) for line in lines_of(tmp_path)] == [
         [str(clip), *stamp_of(clip), hash_of(b"clip"), list(PROBE)]
     ]
     no_reading(monkeypatch)
     again = SourceIndex(tmp_path)
-    assert (again.content(clip), again.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
+    assert (content(again, clip), again.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
 
 
 @pytest.mark.parametrize("first", ["content", "probe"])
 def test_what_two_processes_learned_of_one_file_is_put_together(tmp_path, monkeypatch, first):
     clip = write(tmp_path / "a.mp4")
     one, other = SourceIndex(tmp_path), SourceIndex(tmp_path)
-    one.content(clip)
+    content(one, clip)
     other.remember(clip, stamp_of(clip), PROBE)
     for index in (one, other) if first == "content" else (other, one):
         index.save()
     no_reading(monkeypatch)
     both = SourceIndex(tmp_path)
-    assert (both.content(clip), both.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
+    assert (content(both, clip), both.probed(clip, stamp_of(clip), "pyav 1")) == (hash_of(b"clip"), PROBE)
 
 
 def test_a_probe_after_the_content_keeps_it(tmp_path, monkeypatch):
     clip = write(tmp_path / "a.mp4")
     index = SourceIndex(tmp_path)
-    content = index.content(clip)
+    before = content(index, clip)
     index.remember(clip, stamp_of(clip), PROBE)
     no_reading(monkeypatch)
-    assert index.content(clip) == content
+    assert content(index, clip) == before
 
 
 def test_what_two_processes_learned_before_and_after_a_change_is_kept_apart(tmp_path):
     clip = write(tmp_path / "a.mp4")
     one, other = SourceIndex(tmp_path), SourceIndex(tmp_path)
-    one.content(clip)
+    content(one, clip)
     write(clip, b"longer clip")
     other.remember(clip, stamp_of(clip), PROBE)
     one.save()
     other.save()
-    assert SourceIndex(tmp_path).content(clip) == hash_of(b"longer clip")
+    assert content(SourceIndex(tmp_path), clip) == hash_of(b"longer clip")
 
 
 def test_a_folder_of_pictures_has_one_stamp_however_it_is_listed():
@@ -201,7 +206,7 @@ def test_a_changed_file_keeps_nothing_of_its_former_self(tmp_path):
     index = SourceIndex(tmp_path)
     index.remember(clip, stamp_of(clip), PROBE)
     write(clip, b"longer clip")
-    index.content(clip)
+    content(index, clip)
     index.save()
     assert SourceIndex(tmp_path).probed(clip, stamp_of(clip), "pyav 1") is None
     assert index.probed(clip, stamp_of(clip), "pyav 1") is None
@@ -349,23 +354,29 @@ def test_an_index_that_cannot_be_read_is_told_and_costs_only_work(tmp_path, capl
         f"{tmp_path / 'sources.jsonl'} cannot be read (Is a directory); every file is examined again"
     ]
     clip = write(tmp_path / "a.mp4")
-    assert index.content(clip) == hash_of(b"clip")
+    assert content(index, clip) == hash_of(b"clip")
 
 
 def test_a_file_that_changed_since_it_was_stamped_is_refused(tmp_path):
     clip = write(tmp_path / "a.mp4")
-    stamp, content = SourceIndex(tmp_path / "cache").stamped_content(clip)
-    assert (stamp, content) == (stamp_of(clip), hash_of(b"clip"))
+    stamp = stamp_of(clip)
     require_unchanged(clip, stamp)
-    clip.write_bytes(b"Clip")
-    os.utime(clip, ns=(0, stamp.version + 1))
-    with pytest.raises(
-        UnusableFileError, match=r"a\.mp4 is no longer the file that was looked at; it changed"
-    ):
+    write(clip, b"Clip", mtime_ns=stamp.version + 1)
+    with pytest.raises(UnusableFileError, match=r"a\.mp4 is no longer the file .*; it changed"):
         require_unchanged(clip, stamp)
+    with pytest.raises(UnusableFileError, match=r"a\.mp4 is no longer the file .*; it changed"):
+        SourceIndex(tmp_path / "cache").content(clip, stamp)
     clip.unlink()
     with pytest.raises(UnusableFileError, match=r"a\.mp4 cannot be read \(No such file"):
         require_unchanged(clip, stamp)
+
+
+def test_a_file_whose_content_is_known_is_not_looked_at(tmp_path):
+    clip, index = write(tmp_path / "a.mp4"), SourceIndex(tmp_path / "cache")
+    stamp = stamp_of(clip)
+    assert index.content(clip, stamp) == hash_of(b"clip")
+    clip.unlink()
+    assert index.content(clip, stamp) == hash_of(b"clip")
 
 
 def test_keep_waits_as_long_as_it_is_told(tmp_path):

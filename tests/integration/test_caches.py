@@ -376,9 +376,8 @@ import torch
 
 from longcat_tune.data import cache_fill
 from longcat_tune.data.cache import LatentJob
-from longcat_tune.data.source_rows import Stamp
 from longcat_tune.data.transforms import load_chunks
-from longcat_tune.types import Bucket, FramePicks
+from longcat_tune.types import Bucket, FramePicks, Stamp
 
 cache_fill.decode_ahead = partial(cache_fill.decode_ahead, max_bytes=12 << 20)
 for num_frames in (93, 933):

@@ -15,7 +15,7 @@ from longcat_tune.data.captions import Captions
 from longcat_tune.data.epochs import DatasetBatches, EpochPlan
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.windows import encoded_frames, resampled_frames, window_starts
-from longcat_tune.types import ClipRecord
+from longcat_tune.types import ClipRecord, Stamp
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "dataloader.md").read_text(encoding="utf-8")
@@ -77,7 +77,8 @@ def test_the_example_tables_hold_what_the_page_says(tmp_path):
         [one] = load(tmp_path, data)
         captions = Captions.of_dataset(one, seed=0)
         found[one.caption_strategy] = [
-            captions.of(one.instance_data_dir / name, name) for name in ("dance/01.mp4", "surf.mov")
+            captions.of(one.instance_data_dir / name, name, kind="video")
+            for name in ("dance/01.mp4", "surf.mov")
         ]
     assert found == {
         "csv": [("A woman dances, arms raised.",), ("surf, wave, sunset",)],
@@ -89,7 +90,7 @@ def test_the_example_of_variants_is_one(tmp_path):
     shuffle = {"count": 5, "position_start": 1}
     caption, variant = re.findall(r"`(sks dancer, [^`]*)`", PAGE)
     one = entry(caption_strategy="instanceprompt", instance_prompt=caption, caption_shuffle=shuffle)
-    assert variant in Captions.of_dataset(one, seed=0).of(Path("a.mp4"), "a.mp4")
+    assert variant in Captions.of_dataset(one, seed=0).of(Path("a.mp4"), "a.mp4", kind="video")
 
 
 def test_the_lengths_are_those_of_the_code():
@@ -101,7 +102,8 @@ def test_the_lengths_are_those_of_the_code():
     ]
 
     def encoded(available: int, keys: dict) -> str:
-        record = ClipRecord("clips", Path("a.mp4"), "a.mp4", "video", (), 832, 480, available, available / 30)
+        seconds, stamp = available / 30, Stamp(1, 1)
+        record = ClipRecord("clips", Path("a.mp4"), "a.mp4", "video", (), 832, 480, available, seconds, stamp)
         try:
             return str(encoded_frames(record, entry(**keys), available, framerate=30))
         except UnusableFileError:

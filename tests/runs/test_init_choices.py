@@ -16,13 +16,15 @@ from longcat_tune.runs.init_choices import (
     clip_lengths,
 )
 from longcat_tune.runs.init_recipes import RECIPES
-from longcat_tune.types import ClipRecord
+from longcat_tune.types import ClipRecord, Stamp
+
+STAMP = Stamp(1, 1)
 
 
 def record(
     *, size: tuple[int, int] = (832, 480), frames: int = 93, fps: float = 30, kind: str = "video"
 ) -> ClipRecord:
-    return ClipRecord("clips", Path("a.mp4"), "a.mp4", kind, ("a",), *size, frames, frames / fps)
+    return ClipRecord("clips", Path("a.mp4"), "a.mp4", kind, ("a",), *size, frames, frames / fps, STAMP)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_numbered_pictures_have_no_rate_and_keep_their_number() -> None:
 
 def test_clips_are_measured_as_the_plan_measures_them() -> None:
     """A container that rounds times says 3.0999 s for 93 frames; the plan counts 93, so must init."""
-    rounded = ClipRecord("clips", Path("a.mkv"), "a.mkv", "video", ("a",), 832, 480, 93, 3.0999)
+    rounded = ClipRecord("clips", Path("a.mkv"), "a.mkv", "video", ("a",), 832, 480, 93, 3.0999, STAMP)
     assert clip_lengths([rounded], 30) == [93]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from longcat_tune.types import BestEvaluation
@@ -45,6 +46,7 @@ class EvalResult:
         sigmas: noise levels, rising.
         losses: means by noise level.
         by_task: means by task, for those that were measured.
+        losses_by_task: the same apart by noise level, as `losses` is.
         clips: how many there are; one that is measured for two tasks counts once.
         identity: what was measured; two results can be compared when theirs are the same.
     """
@@ -53,6 +55,7 @@ class EvalResult:
     sigmas: tuple[float, ...]
     losses: tuple[float, ...]
     by_task: dict[str, float]
+    losses_by_task: dict[str, tuple[float, ...]]
     clips: int
     identity: str
 
@@ -66,12 +69,14 @@ class EvalResult:
             identity: what it was measured on.
         """
         rows = list(measured)
-        by_task = {task: [loss for row in rows if row.task == task for loss in row.losses] for task in TASKS}
+        by_task = {task: [row.losses for row in rows if row.task == task] for task in TASKS}
+        measured_tasks = {task: losses for task, losses in by_task.items() if losses}
         return cls(
             loss=_mean(loss for row in rows for loss in row.losses),
             sigmas=sigmas,
-            losses=tuple(_mean(column) for column in zip(*(row.losses for row in rows), strict=True)),
-            by_task={task: _mean(losses) for task, losses in by_task.items() if losses},
+            losses=_by_level(row.losses for row in rows),
+            by_task={task: _mean(chain.from_iterable(losses)) for task, losses in measured_tasks.items()},
+            losses_by_task={task: _by_level(losses) for task, losses in measured_tasks.items()},
             clips=len({row.clip_id for row in rows}),
             identity=identity,
         )
@@ -83,6 +88,7 @@ class EvalResult:
             "sigmas": list(self.sigmas),
             "losses": list(self.losses),
             "by_task": dict(self.by_task),
+            "losses_by_task": {task: list(losses) for task, losses in self.losses_by_task.items()},
             "clips": self.clips,
             "identity": self.identity,
         }
@@ -118,6 +124,10 @@ def described(result: EvalResult, step: int, best: BestEvaluation) -> str:
     base = "" if best.base_loss is None else f"base {best.base_loss:.4f}, "
     place = "the best so far" if best.step == step else f"best {best.loss:.4f} at {best.step}"
     return f"{told} ({base}{place})"
+
+
+def _by_level(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(_mean(column) for column in zip(*rows, strict=True))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -150,17 +150,26 @@ def scalars(event: EventName, fields: Mapping[str, Any]) -> dict[str, float]:
         means = enumerate(fields["losses"])
         return {f"loss_by_sigma/{_band(number)}": mean for number, mean in means if mean is not None}
     if event == "evaluation":
-        by_sigma = zip(fields["sigmas"], fields["losses"], strict=True)
-        return {
-            "evaluation/loss": fields["loss"],
-            **{f"evaluation/loss_{task}": loss for task, loss in fields["by_task"].items()},
-            **{f"evaluation_by_sigma/{sigma:.3f}": loss for sigma, loss in by_sigma},
-        }
+        return _evaluation_scalars(fields)
     prefix = "train" if event == "step" else event
     return {
         f"{prefix}/{name}": value
         for name, value in fields.items()
         if name != "step" and type(value) in {int, float}
+    }
+
+
+def _evaluation_scalars(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The losses pooled, by task, by noise level, and by both."""
+    by_task = {f"_{task}": losses for task, losses in fields["losses_by_task"].items()}
+    return {
+        "evaluation/loss": fields["loss"],
+        **{f"evaluation/loss_{task}": loss for task, loss in fields["by_task"].items()},
+        **{
+            f"evaluation_by_sigma{task}/{sigma:.3f}": loss
+            for task, losses in {"": fields["losses"], **by_task}.items()
+            for sigma, loss in zip(fields["sigmas"], losses, strict=True)
+        },
     }
 
 

@@ -125,6 +125,7 @@ def test_pooled_and_partial_means_agree() -> None:
     assert result.loss == pytest.approx(math.fsum(result.losses) / len(SIGMAS), rel=1e-12)
     assert result.loss == pytest.approx(math.fsum(result.by_task.values()) / 3, rel=1e-12)
     assert list(result.by_task) == ["t2v", "i2v", "continuation"]
+    assert result.losses_by_task["i2v"] == pytest.approx(rows[1].losses, rel=1e-12)
     assert result.by_task["i2v"] == pytest.approx(sum(rows[1].losses) / len(SIGMAS), rel=1e-12)
     assert result.clips == 3
     assert EvalResult.of(rows[::-1], sigmas=SIGMAS, identity="x") == result

@@ -53,6 +53,10 @@ def test_a_held_out_loss_gives_curves_by_task_and_noise_level() -> None:
             "evaluation/loss_i2v": 0.4,
             "evaluation_by_sigma/0.700": 0.15,
             "evaluation_by_sigma/0.980": 0.45,
+            "evaluation_by_sigma_t2v/0.700": 0.1,
+            "evaluation_by_sigma_t2v/0.980": 0.3,
+            "evaluation_by_sigma_i2v/0.700": 0.2,
+            "evaluation_by_sigma_i2v/0.980": 0.6,
         }
     )
 

@@ -63,14 +63,29 @@ def validate(
 def check(
     config: ConfigFile = None,
     as_json: AsJson = False,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="Plan for a card of this memory, as 24GiB."),
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option("--host-memory", metavar="SIZE", help="Plan for this much main memory.")
+    ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option(
+            "--device-name", metavar="NAME", help="Card to tell seconds per step of, as 'RTX 4090'."
+        ),
+    ] = None,
     verbose: Verbose = False,
     **values: str | bool | None,
 ) -> None:
     """Account for every clip and plan the run, without loading weights; exit code 1 on any problem."""
     run_config, config_dir = _load(config, values, verbose=verbose)
     from longcat_tune.runs.check import check as run
+    from longcat_tune.runs.machine import OtherMachine
 
-    run(run_config, config_dir=config_dir, as_json=as_json)
+    other = OtherMachine(device_memory, host_memory, device_name)
+    run(run_config, config_dir=config_dir, as_json=as_json, other=other)
 
 
 def init(

@@ -19,6 +19,7 @@ from longcat_tune.cli import main
 from longcat_tune.commands import CONFIG_COMMANDS
 from longcat_tune.config.run import keys, sections
 from longcat_tune.errors import DataError, InterruptedRunError
+from longcat_tune.runs.machine import OtherMachine
 
 RUNS = {
     "train": ("train", "train"),
@@ -100,7 +101,7 @@ def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command)
 def test_commands_hand_over_their_own_options(monkeypatch):
     validate, check, init = (record(monkeypatch, command) for command in ("validate", "check", "init"))
     words = ["--lora", "a", "--lora", "b", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
-    assert main(["validate", *words]) == main(["check", "--json"]) == 0
+    assert main(["validate", *words]) == main(["check", "--json", "--host-memory", "64G"]) == 0
     assert main(["init", "clips", "--i2v", "--model_flavour", "tiny"]) == 0
     assert validate[0][1] == {
         "config_dir": Path(),
@@ -108,7 +109,7 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "prompts": ["one", "two"],
         "image": Path("i.png"),
     }
-    assert check[0][1] == {"config_dir": Path(), "as_json": True}
+    assert check[0][1] == {"config_dir": Path(), "as_json": True, "other": OtherMachine(host_memory="64G")}
     assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]
 
 

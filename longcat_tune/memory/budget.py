@@ -58,8 +58,9 @@ class Moment:
         )
 
     def on_one_memory(self) -> Moment:
-        """The same where device and host share one memory, as on a CPU."""
-        return replace(self, terms=tuple(replace(term, where="host") for term in self.terms))
+        """The same where device and host share one memory, as on a CPU, which holds nothing in reserve."""
+        shared = (replace(term, where="host") for term in self.terms if not term.reserve)
+        return replace(self, terms=tuple(shared))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,34 +64,46 @@ def this_machine() -> Machine:
     return Machine(name, Capacity(free, host), rates_of(name), imports)
 
 
-def planned_machine(
-    machine: Machine, *, device_memory: str | None, host_memory: str | None, device_name: str | None
-) -> Machine:
-    """Another machine: what is not given is as here.
+@dataclass(frozen=True, slots=True)
+class OtherMachine:
+    """What a user says of a machine that a run is planned for; what is not said is as here.
+
+    Attributes:
+        device_memory: of its card, all of it; `24GiB`.
+        host_memory: that the run may use.
+        device_name: of its card, for seconds per step; one of CARDS.
+    """
+
+    device_memory: str | None = None
+    host_memory: str | None = None
+    device_name: str | None = None
+
+
+THIS_MACHINE = OtherMachine()
+
+
+def planned_machine(machine: Machine, other: OtherMachine) -> Machine:
+    """Put what is known of another machine in the place of what is here.
 
     Args:
         machine: this one.
-        device_memory: of its card, all of it; `24GiB`.
-        host_memory: that the run may use.
-        device_name: of its card, for seconds per step.
+        other: what was said.
 
     Raises:
         ConfigError: a size cannot be read, or a name is not known.
     """
-    capacity, rates, imports = machine.capacity, machine.rates, machine.imports_bytes
-    name = device_name or machine.name
-    if device_name is not None:
-        rates = rates_of(device_name)
+    name, capacity, rates, imports = machine.name, machine.capacity, machine.rates, machine.imports_bytes
+    if other.device_memory is not None:
+        card = max(0, parse_size("--device-memory", other.device_memory) - CONTEXT)
+        name, rates = f"a card of {other.device_memory}", None
+        capacity, imports = Capacity(card, capacity.host), IMPORTS["cuda"]
+    if other.host_memory is not None:
+        capacity = Capacity(capacity.device, parse_size("--host-memory", other.host_memory))
+    if other.device_name is not None:
+        name, rates = other.device_name, rates_of(other.device_name)
         if rates is None:
             names = ", ".join(CARDS)
-            raise ConfigError(f"--device-name ({device_name}) must be one of {names}; or leave it out")
-    if device_memory is not None:
-        card = max(0, parse_size("--device-memory", device_memory) - CONTEXT)
-        if device_name is None:
-            name, rates = f"a card of {device_memory}", None
-        capacity, imports = Capacity(card, capacity.host), IMPORTS["cuda"]
-    if host_memory is not None:
-        capacity = Capacity(capacity.device, parse_size("--host-memory", host_memory))
+            raise ConfigError(f"--device-name ({name}) must be one of {names}; or leave it out")
     return Machine(name, capacity, rates, imports)
 
 

@@ -44,11 +44,13 @@ class Part:
         name: shown.
         budget: what it needs.
         cost: of a step, for training.
+        certain: whether the run does it in any case; it encodes only what its caches lack.
     """
 
     name: str
     budget: Budget
     cost: StepCost | None = None
+    certain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,18 @@ class MemoryPlan:
 
     @property
     def shortages(self) -> tuple[Shortage, ...]:
-        """The memories that do not suffice."""
-        return shortages([part.budget for part in self.parts], self.machine.capacity)
+        """The memories that do not suffice for what the run does in any case."""
+        return _shortages(self.parts, self.machine)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the machine has no room for and need not do, if the caches are full; with its remedy."""
+        return tuple(
+            f"{_sentence(shortage)}; {_smaller_work(shortage)}"
+            for part in self.parts
+            if not part.certain
+            for shortage in shortages([part.budget], self.machine.capacity)
+        )
 
     def budget(self, part: Part) -> Budget:
         """What a part needs on this machine, where device and host may be one."""
@@ -82,7 +94,7 @@ class MemoryPlan:
         """The most that any part needs of one memory, of the device's without what torch does not count."""
         if device:
             return max(self.budget(part).peak("device", reserve=False) for part in self.parts)
-        return max(self.budget(part).peak("host") for part in self.parts)
+        return max(self.budget(part).peak("host", reserve=False) for part in self.parts)
 
     def seconds(self, part: Part) -> float | None:
         """Of one optimizer step; None where the device's speed is not known or the part makes no steps."""
@@ -147,11 +159,7 @@ def require_fit(plan: MemoryPlan, sizes: RunSizes) -> None:
         DeviceError: says which memory, how much is missing, and the cheapest change that helps.
     """
     for shortage in plan.shortages:
-        kind = "device" if shortage.where == "device" else "host"
-        raise DeviceError(
-            f"{kind} memory ({gib(shortage.needed)} predicted for {shortage.moment.name}) must be at most "
-            f"{1 - SPARE:.0%} of the {gib(shortage.available)} that are free; {remedy(plan, sizes, shortage)}"
-        )
+        raise DeviceError(f"{_sentence(shortage)}; {remedy(plan, sizes, shortage)}")
 
 
 def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
@@ -176,6 +184,18 @@ def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
             ", or memory_plan to auto" if config.memory.memory_plan == "manual" and len(changes) > 1 else ""
         )
     return _smaller_work(shortage)
+
+
+def _sentence(shortage: Shortage) -> str:
+    """Which memory, how much is needed for what, and the rule."""
+    return (
+        f"{shortage.where} memory ({gib(shortage.needed)} predicted for {shortage.moment.name}) must be at "
+        f"most {1 - SPARE:.0%} of the {gib(shortage.available)} that are free"
+    )
+
+
+def _shortages(parts: Iterable[Part], machine: Machine) -> tuple[Shortage, ...]:
+    return shortages([part.budget for part in parts if part.certain], machine.capacity)
 
 
 def _smaller_work(shortage: Shortage) -> str:
@@ -209,7 +229,7 @@ def _fitting(config: RunConfig, sizes: RunSizes, machine: Machine, least: Placem
     """The placement that fits with the fewest streamed blocks, then boundaries, then chunks; or none."""
     for placement in _candidates(least, sizes.shape.depth):
         parts = _parts(config.model, sizes, machine, placement)
-        if not shortages([part.budget for part in parts], machine.capacity):
+        if not _shortages(parts, machine):
             return placement
     return None
 
@@ -259,8 +279,9 @@ def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Pl
         yield Part(f"render {bucket.name}", budget)
     for bucket in _largest(sizes.encoded):
         budget = encode_budget(sizes.vae, _picture(bucket), imports_bytes=machine.imports_bytes)
-        yield Part(f"encoding clips {bucket.name}", budget)
-    yield Part("encoding captions", text_budget(sizes.text_encoder, imports_bytes=machine.imports_bytes))
+        yield Part(f"encoding clips {bucket.name}", budget, certain=False)
+    captions = text_budget(sizes.text_encoder, imports_bytes=machine.imports_bytes)
+    yield Part("encoding captions", captions, certain=False)
 
 
 def _largest(buckets: Iterable[Bucket]) -> Sequence[Bucket]:

@@ -23,6 +23,7 @@ def memory_report(plan: MemoryPlan) -> dict[str, Any]:
         "chosen": plan.config.memory.memory_plan == "auto",
         "released_sizes": plan.released,
         "placement": asdict(plan.placement),
+        "doubts": list(plan.doubts),
         "parts": [_part_report(plan, part) for part in plan.parts],
     }
 
@@ -44,11 +45,9 @@ def memory_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def terms_table(report: dict[str, Any]) -> Table | None:
+def terms_table(report: dict[str, Any]) -> Table:
     """What makes up the fullest moment of the device's memory, or of the host's where there is one only."""
     where = "host" if report["device_free"] is None else "device"
-    if not report["parts"]:
-        return None
     fullest = max((part[where] for part in report["parts"]), key=lambda one: one["bytes"])
     table = Table(fullest["moment"], "where", "GiB", "how", box=None)
     table.columns[2].justify = "right"
@@ -72,6 +71,7 @@ def memory_lines(report: dict[str, Any]) -> list[str]:
         where.append(f"feed-forward layers take {placement['ffn_chunk_tokens']:,} tokens at a time")
     how = "memory_plan auto: " if report["chosen"] else ""
     lines = [f"memory: {report['device']} has {' and '.join(free)} free; {how}{', '.join(where)}"]
+    lines += [f"memory: {doubt}" for doubt in report["doubts"]]
     if report["released_sizes"]:
         lines.append("memory: planned with the released model's sizes, as the weights are not here yet")
     return lines

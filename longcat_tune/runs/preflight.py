@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longcat_tune.checkpoint.run_state import SavedRun
+from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.errors import CheckpointError, UserError
-from longcat_tune.runs.adapter import AdapterPlan
+from longcat_tune.runs.adapter import AdapterPlan, plan_adapter
 from longcat_tune.runs.build import (
     CheckpointFolders,
     find_local_checkpoint,
     require_transformer,
     sigma_density,
 )
+from longcat_tune.runs.machine import Machine, this_machine
+from longcat_tune.runs.memory_plan import MemoryPlan, plan_memory, require_fit
+from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.requests import plan_requests
@@ -39,6 +43,8 @@ class Preflight:
         checkpoint: where the weights are; None while they are only named by a hub id, or cannot be found.
         resume_from: where a training run goes on; None: at the beginning.
         adapter: what it trains; None where the weights' folder is not known yet.
+        memory: what it needs of the machine; None where it does not train, has no clips, or something is
+            wrong already.
         errors: what is wrong beside the plan.
     """
 
@@ -47,6 +53,7 @@ class Preflight:
     checkpoint: CheckpointFolders | None
     resume_from: SavedRun | None
     adapter: AdapterPlan | None
+    memory: MemoryPlan | None
     errors: tuple[UserError, ...]
 
     @property
@@ -66,13 +73,17 @@ class Preflight:
         raise_problems(self.problems)
 
 
-def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight:
+def preflight(
+    config: RunConfig, *, config_dir: Path, trains: bool, machine: Machine | None = None
+) -> Preflight:
     """Look at everything that a run needs, without loading weights, downloading them or encoding anything.
 
     Args:
         config: what was asked.
         config_dir: where relative paths of the config start.
-        trains: look at what only training needs, too: its length, the LoRA's targets, where it goes on.
+        trains: look at what only training needs, too: its length, the LoRA's targets, where it goes on, and
+            whether it fits into memory.
+        machine: that it shall fit; None: this one.
 
     Raises:
         ConfigError: the data file is wrong; then nothing else can be looked at.
@@ -103,7 +114,26 @@ def preflight(config: RunConfig, *, config_dir: Path, trains: bool) -> Preflight
                 adapter = require_transformer(
                     config.lora, checkpoint.transformer, config_dir=config_dir, starts=resume_from is None
                 )
-    return Preflight(plan, requests, checkpoint, resume_from, adapter, tuple(errors))
+    memory: MemoryPlan | None = None
+    if trains and not errors and any(dataset.plan.clips for dataset in plan.training):
+        with collected(errors):
+            trained = adapter or _released_adapter(config.lora, config_dir=config_dir)
+            sizes = run_sizes(config, plan, requests, checkpoint, trained)
+            memory = plan_memory(config, sizes, machine or this_machine())
+            require_fit(memory, sizes)
+    return Preflight(plan, requests, checkpoint, resume_from, adapter, memory, tuple(errors))
+
+
+def _released_adapter(lora: LoraSection, *, config_dir: Path) -> AdapterPlan:
+    """What is trained of the released model, whose weights are not here yet."""
+    # Imported here: most runs have their weights.
+    import torch
+
+    from longcat_tune.model.dit import LongCatVideoTransformer
+
+    with torch.device("meta"):
+        released = LongCatVideoTransformer()
+    return plan_adapter(lora, released, config_dir=config_dir, starts=False)
 
 
 def _incomplete_encoders(checkpoint: CheckpointFolders) -> Iterator[CheckpointError]:

@@ -23,6 +23,8 @@ from longcat_tune.runs.cache_jobs import CachedRun
 from longcat_tune.runs.callbacks import Callbacks
 from longcat_tune.runs.evaluate import evaluate_every, evaluation_lines, held_out
 from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable, shards_base
+from longcat_tune.runs.memory_plan import MemoryPlan
+from longcat_tune.runs.memory_report import measured_peaks, memory_lines, memory_report, peak_lines
 from longcat_tune.runs.parts import build_parts
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import Preflight, preflight
@@ -60,8 +62,10 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
     require_writable(output_dir)
     flight = preflight(config, config_dir=config_dir, trains=True)
     flight.require_sound()
+    assert flight.memory is not None
     run = _Run(
-        config=config,
+        # With what memory_plan auto has chosen.
+        config=flight.memory.config,
         config_dir=config_dir,
         flight=flight,
         checkpoint=flight.checkpoint or find_checkpoint(config.model),
@@ -86,6 +90,12 @@ class _Run:
         return self.flight.plan
 
     @property
+    def memory(self) -> MemoryPlan:
+        """What the run needs of this machine."""
+        assert self.flight.memory is not None
+        return self.flight.memory
+
+    @property
     def output_dir(self) -> Path:
         """Of the run."""
         return self.config.output.output_dir
@@ -94,12 +104,14 @@ class _Run:
         """Fill the caches, then train."""
         config, requests = self.config, self.flight.requests
         report = plan_report(self.plan, requests, self.checkpoint, config.training)
+        report["memory"] = memory_report(self.memory)
         for line in (
             *dataset_lines(report),
             *step_lines(report),
             *render_lines(requests, framerate=config.data.framerate),
             *evaluation_lines(self.plan, config),
             *notice_lines(report),
+            *memory_lines(report["memory"]),
         ):
             logger.info("%s", line)
         # Where the weights come from the hub, the preflight could not look at them.
@@ -143,8 +155,11 @@ class _Run:
                 events.write("error", kind=type(error).__name__, message=str(error))
                 raise
             finally:
+                peaks = measured_peaks(self.memory, self.accelerator.device)
+                for line in peak_lines(peaks):
+                    logger.info("%s", line)
                 # Also after a bug or Ctrl-C outside the loop: whoever follows the file must see the end.
-                events.write("run_end", how=how)
+                events.write("run_end", how=how, **peaks)
 
     def _write_config(self) -> None:
         """Keep what was asked, unless that would replace the file in which the user asks it."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from longcat_tune.errors import UserError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PART_SUFFIX = ".part"
 """Ends the name of every unfinished file; what still carries it after a power cut may be deleted."""
+PART_BYTES = 4
+"""Of chance in that name. Process ids are no better: containers that share a volume have the same ones."""
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
@@ -37,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the folder cannot be written to or the disk is full.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
+    part = path.with_name(f"{path.name}.{token_hex(PART_BYTES)}{PART_SUFFIX}")
     with explained_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -79,7 +82,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written to or the disk is full.
     """
-    probe = folder / f"probe.{os.getpid()}{PART_SUFFIX}"
+    probe = folder / f"probe.{token_hex(PART_BYTES)}{PART_SUFFIX}"
     with explained_disk_errors(probe):
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"1")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = "|".join(map(re.escape, (LATENTS_SUFFIX, TEXT_SUFFIX)))
-OUR_NAME = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}({SUFFIXES})(\.[0-9]+{re.escape(PART_SUFFIX)})?")
-"""A key, what it is, and, while it is being written, by which process."""
+OUR_NAME = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}({SUFFIXES})(\.[0-9a-f]+{re.escape(PART_SUFFIX)})?")
+"""A key, what it is, and, while it is being written, what tells its writer from others."""
 LEFT_AFTER_SECONDS = 24 * 3600.0
 """An unfinished file that nobody has written to for so long is that of a process that was killed."""
 

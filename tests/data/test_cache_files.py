@@ -15,6 +15,7 @@ from longcat_tune.data import cache, cache_files
 from longcat_tune.data.cache import LatentJob, TextJob
 from longcat_tune.data.cache_files import FolderContents
 from longcat_tune.data.cache_fill import fill_latents, fill_text
+from longcat_tune.files import write_atomically
 from longcat_tune.types import Bucket, FramePicks, Stamp, TextFeatures
 
 BUCKET = Bucket(64, 64, 5)
@@ -121,7 +122,10 @@ def test_text_features_of_another_kind_are_a_fault(tmp_path, tensor, found):
 
 def test_only_our_files_are_counted_and_only_old_unfinished_ones_are_left_over(tmp_path):
     ours = [f"{KEY}.latents.safetensors", f"{KEY}.text.safetensors"]
-    old, young = (f"{KEY}.latents.safetensors.{pid}.part" for pid in (11, 12))
+    parts: list[str] = []
+    for _ in range(2):
+        write_atomically(tmp_path / ours[0], lambda part: (parts.append(part.name), part.write_bytes(b"123")))
+    old, young = parts
     others = ["lora.safetensors", "claims.lock", "sources.jsonl", f"{KEY}.safetensors", "notes.part"]
     for name in (*ours, old, young, *others):
         (tmp_path / name).write_bytes(b"123")

@@ -44,7 +44,8 @@ def cache_latents(config: ConfigFile = None, verbose: Verbose = False, **values:
 def validate(
     config: ConfigFile = None,
     lora: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="LoRA to apply; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="LoRA to apply; FILE:0.8 at that strength; may be repeated."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Prompt to render; may be repeated.")
@@ -55,9 +56,11 @@ def validate(
 ) -> None:
     """Render with the validation keys, base model or LoRA, without training."""
     run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.lora_commands import strength_given
     from longcat_tune.runs.validate import validate as run
 
-    run(run_config, config_dir=config_dir, loras=lora or (), prompts=prompt or (), image=image)
+    loras = [strength_given(one) for one in lora or ()]
+    run(run_config, config_dir=config_dir, loras=loras, prompts=prompt or (), image=image)
 
 
 def check(

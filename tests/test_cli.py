@@ -100,12 +100,12 @@ def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command)
 
 def test_commands_hand_over_their_own_options(monkeypatch):
     validate, check, init = (record(monkeypatch, command) for command in ("validate", "check", "init"))
-    words = ["--lora", "a", "--lora", "b", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
+    words = ["--lora", "a", "--lora", "b:0.8", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
     assert main(["validate", *words]) == main(["check", "--json", "--host-memory", "64G"]) == 0
     assert main(["init", "clips", "--i2v", "--model_flavour", "tiny"]) == 0
     assert validate[0][1] == {
         "config_dir": Path(),
-        "loras": [Path("a"), Path("b")],
+        "loras": [(Path("a"), 1.0), (Path("b"), 0.8)],
         "prompts": ["one", "two"],
         "image": Path("i.png"),
     }

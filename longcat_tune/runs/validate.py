@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, read_lora
+from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, lora_file, read_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import CheckpointError, ConfigError
-from longcat_tune.model.lora import load_lora
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora import load_lora, set_lora_scale
 from longcat_tune.runs.build import (
     CheckpointFolders,
     build_transformer,
@@ -27,11 +30,43 @@ from longcat_tune.sampling.requests import RenderRequest
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """A LoRA to render with."""
+
+    path: Path
+    strength: float
+    lora: LoraWeights
+
+    def add_to(self, model: LongCatVideoTransformer, name: str, *, autocast: bool) -> None:
+        """Put it on the model beside those that are there."""
+        try:
+            load_lora(model, self.lora.weights, self.lora.alphas, adapter=name, autocast=autocast)
+        except CheckpointError as error:
+            msg = f"--lora ({self.path}): {error}; give a LoRA that was trained on the model of this config"
+            raise CheckpointError(msg) from error
+        set_lora_scale(model, self.strength, adapter=name)
+
+    def label(self, output_dir: Path) -> str:
+        """Name it for a folder: by its place in the run's, else by its own name and a hash of its place."""
+        file = lora_file(self.path).resolve()
+        if file.is_relative_to(output_dir.resolve()):
+            inside = file.relative_to(output_dir.resolve())
+            # The usual name says nothing that the checkpoint's folder does not.
+            usual = inside.name == LORA_FILE and inside.parent.parts
+            name = "-".join((inside.parent if usual else inside.with_suffix("")).parts)
+        else:
+            # Every run's files have the same names.
+            digest = hashlib.blake2b(str(file).encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+            name = f"{file.stem}-{digest}"
+        return name if self.strength == 1 else f"{name}@{self.strength:g}"
+
+
 def validate(
     config: RunConfig,
     *,
     config_dir: Path,
-    loras: Sequence[Path],
+    loras: Sequence[tuple[Path, float]],
     prompts: Sequence[str],
     image: Path | None,
 ) -> None:
@@ -40,7 +75,7 @@ def validate(
     Args:
         config: what was asked.
         config_dir: where relative paths of the config start.
-        loras: files to apply together; none renders the base model.
+        loras: files to apply together and their strengths, 1 as trained; none renders the base model.
         prompts: instead of the config's.
         image: start image of all prompts.
 
@@ -51,7 +86,7 @@ def validate(
     if image is not None and not image.is_file():
         msg = f"--image ({image}) does not exist; give the path of a start image"
         raise ConfigError(msg)
-    adapters = [read_lora(path) for path in loras]
+    adapters = [_Adapter(path, strength, read_lora(path)) for path, strength in loras]
     plan, requests = _plan(config, config_dir=config_dir, prompts=prompts, image=image)
     for line in render_lines(requests, framerate=config.data.framerate):
         logger.info("%s", line)
@@ -59,19 +94,9 @@ def validate(
     checkpoint = find_checkpoint(config.model)
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
     model = build_transformer(config.model, checkpoint.transformer, device=device)
-    for number, (path, adapter) in enumerate(zip(loras, adapters, strict=True), start=1):
-        try:
-            load_lora(
-                model,
-                adapter.weights,
-                adapter.alphas,
-                adapter=f"lora-{number}",
-                autocast=uses_autocast(config.model),
-            )
-        except CheckpointError as error:
-            msg = f"--lora ({path}): {error}; give a LoRA that was trained on the model of this config"
-            raise CheckpointError(msg) from error
-    folder = config.output.output_dir / "validation" / _folder_name(loras)
+    for number, adapter in enumerate(adapters, start=1):
+        adapter.add_to(model, f"lora-{number}", autocast=uses_autocast(config.model))
+    folder = config.output.output_dir / "validation" / _folder_name(adapters, config.output.output_dir)
     renderer = build_renderer(config, checkpoint, model, device=device)
     shown = renderer.render(cached.requests, folder=folder, weights=_identity(checkpoint, adapters))
     for path in shown:
@@ -100,20 +125,15 @@ def _plan(
     return plan, requests
 
 
-def _folder_name(loras: Sequence[Path]) -> str:
-    if not loras:
-        return "base"
-    # Every checkpoint's file has the same name: its folder tells them apart.
-    in_checkpoints = [path.name == LORA_FILE and path.parent.name.startswith("checkpoint-") for path in loras]
-    names = zip(loras, in_checkpoints, strict=True)
-    return "+".join(path.parent.name if inside else path.stem for path, inside in names)
+def _folder_name(adapters: Sequence[_Adapter], output_dir: Path) -> str:
+    return "+".join(adapter.label(output_dir) for adapter in adapters) or "base"
 
 
-def _identity(checkpoint: CheckpointFolders, adapters: Sequence[LoraWeights]) -> str:
+def _identity(checkpoint: CheckpointFolders, adapters: Sequence[_Adapter]) -> str:
     named = {
         f"{number}.{name}": weight
         for number, adapter in enumerate(adapters)
-        for name, weight in adapter.weights.items()
+        for name, weight in adapter.lora.weights.items()
     }
-    alphas = [sorted(adapter.alphas.items()) for adapter in adapters]
-    return weights_identity(f"{checkpoint.transformer} {alphas}", named)
+    scales = [(sorted(adapter.lora.alphas.items()), adapter.strength) for adapter in adapters]
+    return weights_identity(f"{checkpoint.transformer} {scales}", named)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from longcat_tune.checkpoint.lora_file import LORA_FILE
+from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.video import probe, read_frames
 from longcat_tune.errors import ConfigError
@@ -29,7 +29,7 @@ def renders(config: RunConfig, folder: str) -> list[Path]:
 
 
 def run_validate(config: RunConfig, folder: Path, *, lora: bool = False) -> None:
-    loras = [config.output.output_dir / LORA_FILE] if lora else []
+    loras = [(config.output.output_dir / LORA_FILE, 1.0)] if lora else []
     validate(config, config_dir=folder, loras=loras, prompts=[], image=None)
 
 
@@ -166,3 +166,38 @@ def test_a_start_image_that_does_not_exist_is_named(tmp_path: Path) -> None:
     config = make_run(tmp_path, [], data_backend_config=None)
     with pytest.raises(ConfigError, match=r"--image \(.*no\.png\) does not exist; give the path"):
         validate(config, config_dir=tmp_path, loras=[], prompts=["a"], image=tmp_path / "no.png")
+
+
+def test_renders_of_two_loras_or_strengths_lie_apart(tmp_path: Path) -> None:
+    config = make_run(tmp_path, [], data_backend_config=None)
+    out = config.output.output_dir
+    weights = {
+        "blocks.0.attn.proj.lora_A.weight": torch.ones(2, 192) / 96,
+        "blocks.0.attn.proj.lora_B.weight": torch.ones(192, 2),
+    }
+    lora = LoraWeights(weights, {"blocks.0.attn.proj": 2.0})
+    inside = [out / "checkpoint-000001" / LORA_FILE, out / "checkpoint-000001" / "ema" / LORA_FILE]
+    outside = [tmp_path / name / LORA_FILE for name in ("a", "b")]
+    for path in (*inside, *outside):
+        write_lora(path, lora)
+    arguments = {"config_dir": tmp_path, "prompts": ["a"], "image": None}
+    for loras in (
+        [(inside[0].parent, 1.0)],
+        [(inside[1], 0.0)],
+        [(inside[1], 1.0)],
+        [(outside[0], 1.0)],
+        [(outside[1], 1.0)],
+        [],
+    ):
+        validate(config, loras=loras, **arguments)
+    shown = {folder.name: frames(next(folder.glob("*.mp4"))) for folder in (out / "validation").iterdir()}
+    hashed = {name for name in shown if name.startswith("pytorch_lora_weights-")}
+    assert len(hashed) == 2
+    assert shown.keys() - hashed == {
+        "base",
+        "checkpoint-000001",
+        "checkpoint-000001-ema@0",
+        "checkpoint-000001-ema",
+    }
+    assert np.array_equal(shown["base"], shown["checkpoint-000001-ema@0"])
+    assert not np.array_equal(shown["base"], shown["checkpoint-000001-ema"])

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from longcat_tune.config.schema import Instead, Later, MayChange, Section
+from longcat_tune.config.schema import Instead, MayChange, Section
 from longcat_tune.config.values import synonyms, zero_is_none
 
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
@@ -132,8 +132,8 @@ class TrainingSection(Section):
     gradient_checkpointing_interval: Annotated[int, MayChange()] = Field(
         default=1, ge=1, description="Recompute every n-th block only; 1 takes least memory."
     )
-    gradient_checkpointing_offload: Annotated[bool, MayChange(), Later("it comes with the memory stage")] = (
-        Field(default=False, description="Keep the inputs of recomputed blocks in host memory.")
+    gradient_checkpointing_offload: Annotated[bool, MayChange()] = Field(
+        default=False, description="Keep the inputs of recomputed blocks in host memory."
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of everything that is drawn.")
     use_ema: bool = Field(
@@ -221,6 +221,15 @@ class TrainingSection(Section):
             raise ValueError(
                 f"ema_validation ({self.ema_validation}) has no average to render with, as use_ema is false; "
                 "set use_ema to true or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _boundaries_belong_to_recomputed_blocks(self) -> Self:
+        if self.gradient_checkpointing_offload and not self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing_offload (true) has nothing to keep in host memory while "
+                "gradient_checkpointing is false; set gradient_checkpointing to true, or remove it"
             )
         return self
 

@@ -29,7 +29,7 @@ class Boundaries:
         lane: of the copies.
     """
 
-    def __init__(self, device: torch.device, *, at_least_bytes: int = 1 << 20) -> None:
+    def __init__(self, device: torch.device, *, at_least_bytes: int = 1 << 10) -> None:
         self.lane = Lane(device)
         self._at_least_bytes = at_least_bytes
         self._slabs = _Slabs(self.lane)

@@ -57,6 +57,12 @@ class FrozenLinear(nn.Linear):
         """The weight to compute with, of shape [out, in]."""
         return self._live["weight"]
 
+    def fetched_weight(self) -> Tensor:
+        """The weight to compute with, brought to where the layer computes if it is elsewhere."""
+        if self.fetch is not None:
+            self.fetch(torch.is_grad_enabled())
+        return self.live_weight()
+
     def forward(self, x: Tensor) -> Tensor:
         """Project the last axis."""
         if self.fetch is not None:

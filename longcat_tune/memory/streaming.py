@@ -195,9 +195,7 @@ class BlockStream:
             unit = self._slots[slot].unit
             return len(self._units) if unit is None else abs(unit - needed)
 
-        return max(
-            (slot for slot in range(len(self._slots)) if self._slots[slot].unit != needed), key=distance
-        )
+        return max(range(len(self._slots)), key=distance)
 
     def _fetch(self, number: int, slot_number: int) -> None:
         """Copy a unit into a slot; until all of it is on its way, neither is said to hold the other."""

@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
 
 from longcat_tune.errors import CheckpointError
-from longcat_tune.model.dora import DoraForward, Magnitude, current_norms
+from longcat_tune.model.dora import BaseWeight, DoraForward, Magnitude, current_norms, own_weight
 from longcat_tune.model.lora_targets import linear_layers, nearest_names
 
 MAGNITUDE = ".lora_magnitude_vector"
@@ -67,7 +67,11 @@ def add_lora(
 
 
 def add_magnitudes(
-    model: nn.Module, start: Mapping[str, Tensor] = NO_TENSORS, *, adapter: str = "default"
+    model: nn.Module,
+    start: Mapping[str, Tensor] = NO_TENSORS,
+    *,
+    adapter: str = "default",
+    base_weight: BaseWeight = own_weight,
 ) -> None:
     """Make a LoRA a DoRA whose function is what it was; the new magnitudes train if its matrices do.
 
@@ -75,14 +79,16 @@ def add_magnitudes(
         model: has the LoRA.
         start: magnitudes [out] trained before, by module; they are taken as they are.
         adapter: the LoRA's name.
+        base_weight: tells the weights of base layers that are not held as they are.
     """
+    forward = DoraForward(base_weight)
     for name, layer in _layers(model, adapter).items():
         lengths = start.get(name)
-        own = current_norms(layer, adapter)
+        own = current_norms(layer, adapter, base_weight)
         magnitude = Magnitude(own if lengths is None else lengths.to(own))
         magnitude.requires_grad_(layer.lora_B[adapter].weight.requires_grad)
         layer.lora_magnitude_vector[adapter] = magnitude
-        layer.lora_variant[adapter] = DoraForward()
+        layer.lora_variant[adapter] = forward
 
 
 def load_lora(
@@ -93,6 +99,7 @@ def load_lora(
     adapter: str = "default",
     trainable: bool = False,
     autocast: bool = False,
+    base_weight: BaseWeight = own_weight,
 ) -> None:
     """Add a LoRA that was trained before, with the ranks it has; it works together with those already there.
 
@@ -103,6 +110,7 @@ def load_lora(
         adapter: names it among several.
         trainable: False for renders.
         autocast: as in `add_lora`.
+        base_weight: as in `add_magnitudes`.
 
     Raises:
         CheckpointError: a module is not a linear layer of this model, or of another size.
@@ -111,7 +119,7 @@ def load_lora(
     ranks = {name: weights[f"{name}.lora_A.weight"].shape[0] for name in modules}
     _inject(model, ranks, alphas, adapter, dropout=0.0)
     if magnitudes := magnitudes_in(weights):
-        add_magnitudes(model, magnitudes, adapter=adapter)
+        add_magnitudes(model, magnitudes, adapter=adapter, base_weight=base_weight)
     load_lora_state(model, weights, adapter=adapter)
     _finish(model, adapter, trainable=trainable, autocast=autocast)
 
@@ -223,7 +231,9 @@ def _inject(
     adapter: str,
     dropout: float,
 ) -> None:
-    """Wrap the modules and give them float32 weights, not yet filled, on their own device."""
+    """Wrap the modules and give them float32 weights, not yet filled, where the model computes."""
+    # Where its first weight is, an embedder's; those of the layers may be elsewhere until they are used.
+    device = next(model.parameters()).device
     first = next(iter(ranks))
     config = LoraConfig(
         r=ranks[first],
@@ -239,7 +249,6 @@ def _inject(
         # On the meta device first: PEFT would draw from the global generator and round to the model's dtype.
         inject_adapter_in_model(config, model, adapter_name=adapter, low_cpu_mem_usage=True)
     for layer in _layers(model, adapter).values():
-        device = layer.get_base_layer().weight.device
         for linear in (layer.lora_A[adapter], layer.lora_B[adapter]):
             linear.weight = nn.Parameter(torch.empty(linear.weight.shape, dtype=torch.float32, device=device))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from longcat_tune.checkpoint.lora_file import LoraWeights, read_lora
 from longcat_tune.checkpoint.lora_writer import require_representable
@@ -65,14 +66,22 @@ def plan_adapter(
     return AdapterPlan(ranks, alphas, lora.lora_dropout, lora.use_dora, start)
 
 
-def build_adapter(model: nn.Module, plan: AdapterPlan, *, seed: int, autocast: bool) -> None:
+def build_adapter(
+    model: nn.Module,
+    plan: AdapterPlan,
+    *,
+    seed: int,
+    autocast: bool,
+    base_weight: Callable[[nn.Linear], Tensor],
+) -> None:
     """Add the adapter to the loaded base and freeze the rest.
 
     Args:
-        model: the base that the plan was made for, on its device.
+        model: the base that the plan was made for.
         plan: from `plan_adapter`.
         seed: its fresh matrices follow from it.
         autocast: whether the model will run under torch.autocast.
+        base_weight: tells the dense weights of its layers.
     """
     # Imported here: peft takes seconds, and `check` only asks whether the adapter can be.
     from longcat_tune.model.lora import add_lora, add_magnitudes, magnitudes_in
@@ -90,7 +99,8 @@ def build_adapter(model: nn.Module, plan: AdapterPlan, *, seed: int, autocast: b
     if plan.start is not None:
         start_lora_as(model, plan.start.weights, plan.start.alphas)
     if plan.dora:
-        add_magnitudes(model, magnitudes_in(plan.start.weights) if plan.start else {})
+        start = magnitudes_in(plan.start.weights) if plan.start else {}
+        add_magnitudes(model, start, base_weight=base_weight)
 
 
 def _start(

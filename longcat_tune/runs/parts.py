@@ -13,14 +13,13 @@ from longcat_tune.checkpoint.run_state import SavedRun
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.sampler import BucketSampler
 from longcat_tune.flow.weighting import weighting
+from longcat_tune.memory.boundaries import Boundaries
 from longcat_tune.memory.recompute import enable_recompute
-from longcat_tune.memory.sharding import shard_blocks
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.runs.adapter import AdapterPlan, build_adapter
 from longcat_tune.runs.build import (
     build_optimizer,
     build_schedule,
-    build_transformer,
     compute_context,
     huber_c,
     loop_weights,
@@ -29,6 +28,7 @@ from longcat_tune.runs.build import (
 )
 from longcat_tune.runs.launch import shards_base
 from longcat_tune.runs.resume import Resumed, resume
+from longcat_tune.runs.transformer import base_weight, build_base
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.parts import LoopParts
 
@@ -130,12 +130,18 @@ def model_with_adapter(
         device: where both go.
         sharded: whether each process of the run is to hold a share of the blocks only.
     """
-    # Whole it need not fit the device that is to hold a share of it.
-    model = build_transformer(config.model, folder, device=torch.device("cpu") if sharded else device)
-    if sharded:
-        shard_blocks(model, model.blocks, device=device)
-        model.to(device)
-    build_adapter(model, adapter, seed=config.training.seed, autocast=uses_autocast(config.model))
-    if config.training.gradient_checkpointing:
-        enable_recompute(model.blocks, interval=config.training.gradient_checkpointing_interval)
+    training = config.training
+    model = build_base(config, folder, device=device, trains=True, sharded=sharded).model
+    build_adapter(
+        model,
+        adapter,
+        seed=training.seed,
+        autocast=uses_autocast(config.model),
+        base_weight=base_weight,
+    )
+    if training.gradient_checkpointing:
+        boundaries = Boundaries(device) if training.gradient_checkpointing_offload else None
+        enable_recompute(
+            model.blocks, interval=training.gradient_checkpointing_interval, boundaries=boundaries
+        )
     return model

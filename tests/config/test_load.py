@@ -204,8 +204,6 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("enable_group_offload", True, "it comes with the memory stage; remove it or set false"),
-        ("musubi_blocks_to_swap", 4, "it comes with the memory stage; remove it or set 0"),
         ("validation_preview", True, "it comes with the validation stage; remove it or set false"),
     ],
 )
@@ -217,7 +215,7 @@ def test_what_is_not_built_yet_is_refused(tmp_path, key, value, message):
 
 def test_refusing_what_is_not_built_yet_has_its_own_error(tmp_path):
     with pytest.raises(NotAvailableYetError):
-        config_of(tmp_path, {"enable_group_offload": True, "push_to_hub": True})
+        config_of(tmp_path, {"validation_preview": True, "push_to_hub": True})
 
 
 def test_every_value_said_to_work_is_accepted(tmp_path):
@@ -228,14 +226,14 @@ def test_every_value_said_to_work_is_accepted(tmp_path):
 
 
 def test_several_mistakes_are_told_together(tmp_path):
-    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1, "enable_group_offload": True}, framerate="0")
+    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1, "validation_preview": True}, framerate="0")
     assert text.splitlines() == [
         "4 problems:",
         "  DIR/config.json: lora_rnk (8) is not a known key; did you mean lora_rank?",
         "  command line: --framerate (0) must be above 0; remove it for the default, 30",
         "  DIR/config.json: seed (-1) must be at least 0; remove it for the default, 42",
         (
-            "  DIR/config.json: enable_group_offload (true): not available yet: it comes with the memory "
+            "  DIR/config.json: validation_preview (true): not available yet: it comes with the validation "
             "stage; remove it or set false"
         ),
     ]

@@ -17,7 +17,6 @@ from longcat_tune.cli import build_app
 from longcat_tune.config.foreign import CONFIG_KEYS
 from longcat_tune.config.load import load_datasets, load_run_config
 from longcat_tune.config.run import keys
-from longcat_tune.errors import NotAvailableYetError
 
 REPOSITORY = Path(__file__).parents[2]
 QUICKSTARTS = REPOSITORY.parent / "shared" / "quickstarts"
@@ -78,16 +77,15 @@ def test_every_printed_option_is_known():
         assert names <= keys().keys() | {"config"}, words
 
 
-def test_the_printed_group_offload_options_are_typed_and_told_to_come(tmp_path):
+def test_the_printed_group_offload_options_are_typed():
     overrides = {
         "enable_group_offload": "true",
         "group_offload_type": "block_level",
         "group_offload_blocks_per_group": "1",
     }
-    with pytest.raises(
-        NotAvailableYetError, match=r"^command line: --enable_group_offload \(true\): not avail"
-    ):
-        load_run_config(None, overrides)
+    memory = load_run_config(None, overrides).memory
+    assert memory.enable_group_offload is True
+    assert (memory.group_offload_type, memory.group_offload_blocks_per_group) == ("block_level", 1)
 
 
 def test_every_key_that_the_texts_name_is_known():

@@ -15,6 +15,7 @@ from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora, lora_alphas, lora_state
 from longcat_tune.runs.adapter import build_adapter, plan_adapter
+from longcat_tune.runs.transformer import base_weight
 
 SIZES = (4, 4, 32, 2, 2, 8, 4, 16, 16)
 NOWHERE = Path("/nowhere")
@@ -42,7 +43,7 @@ def inputs() -> tuple[Tensor, ...]:
 def adapted(folder: Path = NOWHERE, **keys: Any) -> LongCatVideoTransformer:
     plan = plan_adapter(LoraSection(**keys), on_meta(), config_dir=folder)
     model = small()
-    build_adapter(model, plan, seed=5, autocast=False)
+    build_adapter(model, plan, seed=5, autocast=False, base_weight=base_weight)
     return model
 
 

@@ -13,18 +13,13 @@ from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora, set_lora_scale
-from longcat_tune.runs.build import (
-    CheckpointFolders,
-    build_transformer,
-    find_checkpoint,
-    pick_device,
-    uses_autocast,
-)
+from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device, uses_autocast
 from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import build_renderer, weights_identity
 from longcat_tune.runs.report_text import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
+from longcat_tune.runs.transformer import base_weight, build_base
 from longcat_tune.sampling.requests import RenderRequest
 
 logger = logging.getLogger(__name__)
@@ -41,7 +36,14 @@ class _Adapter:
     def add_to(self, model: LongCatVideoTransformer, name: str, *, autocast: bool) -> None:
         """Put it on the model beside those that are there."""
         try:
-            load_lora(model, self.lora.weights, self.lora.alphas, adapter=name, autocast=autocast)
+            load_lora(
+                model,
+                self.lora.weights,
+                self.lora.alphas,
+                adapter=name,
+                autocast=autocast,
+                base_weight=base_weight,
+            )
         except CheckpointError as error:
             msg = f"--lora ({self.path}): {error}; give a LoRA that was trained on the model of this config"
             raise CheckpointError(msg) from error
@@ -93,7 +95,7 @@ def validate(
     device = pick_device()
     checkpoint = find_checkpoint(config.model)
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
-    model = build_transformer(config.model, checkpoint.transformer, device=device)
+    model = build_base(config, checkpoint.transformer, device=device, trains=False).model
     for number, adapter in enumerate(adapters, start=1):
         adapter.add_to(model, f"lora-{number}", autocast=uses_autocast(config.model))
     folder = config.output.output_dir / "validation" / _folder_name(adapters, config.output.output_dir)

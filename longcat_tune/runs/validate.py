@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, lora_file, read_lora
@@ -15,6 +15,9 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora, set_lora_scale
 from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device, uses_autocast
 from longcat_tune.runs.cache import fill_caches
+from longcat_tune.runs.machine import this_machine
+from longcat_tune.runs.memory_plan import resolve
+from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import build_renderer, weights_identity
 from longcat_tune.runs.report_text import render_lines
@@ -94,6 +97,7 @@ def validate(
         logger.info("%s", line)
     device = pick_device()
     checkpoint = find_checkpoint(config.model)
+    config = _placed(config, plan, requests, checkpoint, adapters)
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
     model = build_base(config, checkpoint.transformer, device=device, trains=False).model
     for number, adapter in enumerate(adapters, start=1):
@@ -103,6 +107,20 @@ def validate(
     shown = renderer.render(cached.requests, folder=folder, weights=_identity(checkpoint, adapters))
     for path in shown:
         logger.info("%s", path)
+
+
+def _placed(
+    config: RunConfig,
+    plan: RunPlan,
+    requests: Sequence[RenderRequest],
+    checkpoint: CheckpointFolders,
+    adapters: Sequence[_Adapter],
+) -> RunConfig:
+    """The config with the memory plan's choice, if it asks for one; what does not fit is refused."""
+    sizes = run_sizes(config, plan, requests, checkpoint, None)
+    parameters = sum(weight.numel() for adapter in adapters for weight in adapter.lora.weights.values())
+    loaded = replace(sizes.adapter, parameters=parameters)
+    return resolve(config, replace(sizes, adapter=loaded), this_machine())
 
 
 def _plan(

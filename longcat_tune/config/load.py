@@ -13,6 +13,7 @@ from typing import Any
 
 from longcat_tune.config.checking import Findings, drop_nulls, sort_keys, validate
 from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.config.effects import warn_of_keys_without_effect
 from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, NESTED_KEYS
 from longcat_tune.config.jsonc import read_jsonc
 from longcat_tune.config.problems import COMMAND_LINE
@@ -23,9 +24,6 @@ from longcat_tune.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 EXAMPLE_ENTRY = '{"id": "clips", "dataset_type": "video", "instance_data_dir": "clips"}'
-
-ONE_STRATEGY_ONLY = {"instance_prompt": "instanceprompt", "disable_multiline_split": "textfile"}
-"""Keys of an entry that only one caption_strategy reads."""
 
 
 def load_run_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfig:
@@ -134,10 +132,7 @@ def _entry(
     entry = validate(DatasetEntry, values, where={}, default_where=where, findings=findings)
     if entry is None:
         return None
-    for key, strategy in ONE_STRATEGY_ONLY.items():
-        if values.get(key) and entry.caption_strategy != strategy:
-            chosen = entry.caption_strategy or "null"
-            logger.warning("%s: %s has no effect with caption_strategy %s", where, key, chosen)
+    warn_of_keys_without_effect(entry, config, where=where)
     return _with_paths(entry, config=config, data_dir=path.parent)
 
 

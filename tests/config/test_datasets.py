@@ -171,10 +171,61 @@ def test_entries_without_captions_need_no_table(tmp_path):
 def test_keys_of_another_caption_strategy_are_warned_of(tmp_path, caplog):
     entry = clips(instance_prompt="a cat", disable_multiline_split=True, caption_strategy="filename")
     datasets_of(tmp_path, [entry])
-    assert [message.replace(str(tmp_path), "DIR") for message in caplog.messages] == [
-        "DIR/data.json: clips: instance_prompt has no effect with caption_strategy filename",
-        "DIR/data.json: clips: disable_multiline_split has no effect with caption_strategy filename",
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "clips: instance_prompt has no effect with caption_strategy filename; remove it",
+        "clips: disable_multiline_split has no effect with caption_strategy filename; remove it",
     ]
+
+
+EVAL = "with dataset_type eval, which is not trained on"
+HELD_OUT = "on the dataset of eval_dataset_id, which is not trained on"
+UNTRAINED = {"repeats": 2, "probability": 0.5, "start_step": 3, "end_step": 9}
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (
+            {"dataset_type": "conditioning", "crop_style": "random", "resolution": 720},
+            "resolution, crop_style have no effect with dataset_type conditioning; remove them",
+        ),
+        (
+            {"dataset_type": "conditioning", "video": {"num_frames": 9}},
+            "video has no effect with dataset_type conditioning; remove it",
+        ),
+        (
+            {"dataset_type": "eval", **UNTRAINED, "max_num_samples": 3},
+            f"{', '.join(UNTRAINED)} have no effect {EVAL}; remove them",
+        ),
+        (
+            {"id": "held-out", **UNTRAINED},
+            f"{', '.join(UNTRAINED)} have no effect {HELD_OUT}; remove them",
+        ),
+        (
+            {"dataset_type": "text_embeds", "cache_dir": "/t", "repeats": 2},
+            "repeats has no effect with dataset_type text_embeds; remove it",
+        ),
+        (
+            {"cache_dir": "/t"},
+            "cache_dir has no effect with dataset_type video, whose folder is cache_dir_vae; remove it",
+        ),
+    ],
+)
+def test_keys_that_an_entry_does_not_read_are_warned_of(tmp_path, caplog, entry, told):
+    others = [clips(id="clips", conditioning_data="one"), {"id": "held-out", "instance_data_dir": "/h"}]
+    entry = {"id": "one", "instance_data_dir": "/one", **entry}
+    if entry.get("dataset_type") != "conditioning":
+        others[0].pop("conditioning_data")
+    kept = [other for other in others if other["id"] != entry["id"]]
+    datasets_of(tmp_path, [*kept, entry], eval_dataset_id="held-out")
+    assert [message.partition(": ")[2] for message in caplog.messages] == [f"{entry['id']}: {told}"]
+
+
+def test_keys_at_their_defaults_are_no_news(tmp_path, caplog):
+    at_default = {"repeats": 0, "resolution": 480, "caption_strategy": "textfile", "crop_style": "center"}
+    still = {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": "/s", **at_default}
+    datasets_of(tmp_path, [clips(conditioning_data="stills"), still], resolution=480)
+    assert caplog.messages == []
 
 
 def test_a_file_without_entries_is_told(tmp_path):

@@ -11,9 +11,9 @@ from longcat_tune.model.blocks import Block, BlockContext, FeedForward
 from longcat_tune.model.elementwise import LEAN, Elementwise
 from longcat_tune.model.lora import add_lora
 from longcat_tune.model.rope import rotary_table
-from tests.model.saved_bytes import saved_bytes
+from tests.model.saved_bytes import PlainElementwise, saved_bytes
 
-PLAIN = Elementwise(lambda formula, _: formula)
+PLAIN = PlainElementwise()
 GRID = (3, 6, 8)
 TOKENS, CHANNELS, TEXT = 144, 64, 7
 INNER = 256

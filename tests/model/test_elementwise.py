@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
 from longcat_tune.model import elementwise
-from longcat_tune.model.elementwise import LEAN, Elementwise, compiled
+from longcat_tune.model.elementwise import LEAN, Elementwise
 from longcat_tune.model.rope import RotaryTable, rotary_table
-from tests.model.saved_bytes import saved_bytes
+from tests.model.saved_bytes import PlainElementwise, saved_bytes
 
-PLAIN = Elementwise(lambda formula, _: formula)
+PLAIN = PlainElementwise()
 # Torch's vectors divide the channels: the tail of a piece would be computed by another exp.
 FRAMES, ROWS, COLUMNS, CHANNELS = 3, 4, 5, 64
 TOKENS = FRAMES * ROWS * COLUMNS
@@ -98,23 +97,3 @@ def test_a_gated_sum_keeps_neither_of_its_summands() -> None:
     update_BNC.requires_grad_()
     kept = saved_bytes(lambda: LEAN.add_gated(x_BNC * 1, gate_BTC, update_BNC * 1), [gate_BTC])
     assert kept == 0
-
-
-def test_compiled_formulas_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The whole of torch.compile but the C++ compiler.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    how = compiled()
-    for name in CASES:
-        expected, grads = result_and_gradients(name, PLAIN, torch.float32)
-        got, compiled_grads = result_and_gradients(name, how, torch.float32)
-        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
-        for one, other in zip(compiled_grads, grads, strict=True):
-            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
-
-
-def test_every_formula_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda formula: asked.append(formula) or formula)
-    compiled()
-    whole = {name for name in vars(elementwise) if name.endswith("_formula")}
-    assert {formula.__name__ for formula in asked} == whole

@@ -1,0 +1,115 @@
+"""Whether torch.compile makes one kernel of every elementwise formula of a block.
+
+Only of those: matrix products and attention are libraries' kernels already, in which a compiler finds
+nothing, and weights that are streamed or quantized would be compiled anew for every place they lie in.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longcat_tune.errors import DeviceError
+from longcat_tune.model.elementwise import LEAN, Cuts, Elementwise, Formula
+
+logger = logging.getLogger(__name__)
+
+WORTH_IT = 2048
+"""Hidden width from which compiling pays for itself: below, a step is shorter than the compiler's minutes."""
+
+COMPILERS = ("cc", "gcc", "clang", "g++")
+KINDS_AT_MOST = 64
+"""Compiled forms of one formula: batch of one or more, still or moving, first shape or any."""
+
+
+def choose_elementwise(
+    wanted: Literal["auto", "true", "false"], *, device: torch.device, hidden_size: int
+) -> Elementwise:
+    """Compiled formulas where they are wanted and work, else those that go piece by piece.
+
+    Args:
+        wanted: auto compiles on CUDA only, a large model only, and where a small function can be compiled.
+        device: where the model computes.
+        hidden_size: the model's.
+
+    Raises:
+        DeviceError: compiling is demanded and does not work here.
+    """
+    if wanted == "false" or (wanted == "auto" and not (device.type == "cuda" and hidden_size >= WORTH_IT)):
+        return LEAN
+    trouble = _trouble(device)
+    if trouble is None:
+        return compiled()
+    if wanted == "true":
+        raise DeviceError(f"compile (true): does not work on {device.type} ({trouble}); set compile to false")
+    logger.warning("compile: auto leaves the model uncompiled, which is slower: %s", trouble)
+    return LEAN
+
+
+def compiled() -> Elementwise:
+    """Every formula as one kernel of torch.compile, built at its first use."""
+    return Elementwise(_Compiled())
+
+
+class _Compiled:
+    """Computes whole formulas, compiled; a gradient is one kernel with the formula it computes once more."""
+
+    def __init__(self) -> None:
+        # Past its limit of 8 torch.compile would go on uncompiled, with float32 copies of all tokens.
+        torch._dynamo.config.cache_size_limit = KINDS_AT_MOST  # noqa: SLF001 - torch's own name for it
+        self._values: dict[Formula, Formula] = {}
+        self._gradients: dict[Formula, Callable[..., Sequence[Tensor]]] = {}
+
+    def value(self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor]) -> Tensor:
+        """As `Runner.value`; in one piece."""
+        del cuts
+        if formula not in self._values:
+            self._values[formula] = torch.compile(formula)
+        return self._values[formula](*tensors)
+
+    def gradients(
+        self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor], wanted: tuple[int, ...], grad: Tensor
+    ) -> Sequence[Tensor]:
+        """As `Runner.gradients`; in one piece."""
+        del cuts
+        if formula not in self._gradients:
+            self._gradients[formula] = torch.compile(_gradients_of(formula))
+        return self._gradients[formula](wanted, grad, *tensors)
+
+
+def _gradients_of(formula: Formula) -> Callable[..., Sequence[Tensor]]:
+    def gradients(wanted: tuple[int, ...], grad: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+        def of(*asked: Tensor) -> Tensor:
+            inputs = list(tensors)
+            for number, tensor in zip(wanted, asked, strict=True):
+                inputs[number] = tensor
+            return formula(*inputs)
+
+        pull = torch.func.vjp(of, *[tensors[number] for number in wanted])[1]
+        found: Sequence[Tensor] = pull(grad)
+        return found
+
+    return gradients
+
+
+def _trouble(device: torch.device) -> str | None:
+    """Why nothing can be compiled here; None: a small function could."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not any(shutil.which(name) for name in COMPILERS):
+        return "there is no C compiler; install gcc"
+    try:
+        torch.compile(_trial)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _trial(x: Tensor) -> Tensor:
+    return x * 2 + 1

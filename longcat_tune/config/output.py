@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from longcat_tune.config.schema import Instead, Later, Section
-
-_HUB_LATER = Later("uploading comes with the training stage")
+from longcat_tune.config.schema import Instead, Section
 
 
 class OutputSection(Section):
@@ -47,7 +45,19 @@ class OutputSection(Section):
     tracker_run_name: str | None = Field(
         default=None, description="Name of the run in wandb; null: output_dir's."
     )
-    push_to_hub: Annotated[bool, _HUB_LATER] = Field(default=False, description="Upload the LoRA to the hub.")
-    hub_model_id: Annotated[str | None, _HUB_LATER] = Field(
-        default=None, description="Repository to upload to."
+    push_to_hub: bool = Field(
+        default=False,
+        description="Upload the last LoRA to the hub, in every lora_format, once a run is finished.",
     )
+    hub_model_id: str | None = Field(
+        default=None,
+        description="Repository that push_to_hub uploads to, as you/my-lora; a new one is made private.",
+    )
+
+    @model_validator(mode="after")
+    def _upload_has_a_place(self) -> Self:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError(
+                "hub_model_id (null) must name a repository when push_to_hub is true; set it to you/my-lora"
+            )
+        return self

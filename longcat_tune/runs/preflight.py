@@ -21,6 +21,7 @@ from longcat_tune.runs.build import (
     require_transformer,
     sigma_density,
 )
+from longcat_tune.runs.hub import require_upload
 from longcat_tune.runs.machine import Machine, this_machine
 from longcat_tune.runs.memory_plan import MemoryPlan, plan_memory, require_fit
 from longcat_tune.runs.memory_sizes import run_sizes
@@ -107,6 +108,8 @@ def preflight(
             require_optimizer(config.training.optimizer)
         with collected(errors):
             require_tracker(config.output.report_to)
+        with collected(errors):
+            require_upload(config)
         with collected(errors):
             sigma_density(config.flow)
         if checkpoint is not None:

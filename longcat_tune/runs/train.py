@@ -22,6 +22,7 @@ from longcat_tune.runs.cache import fill_caches
 from longcat_tune.runs.cache_jobs import CachedRun
 from longcat_tune.runs.callbacks import Callbacks
 from longcat_tune.runs.evaluate import evaluate_every, evaluation_lines, held_out
+from longcat_tune.runs.hub import upload_lora
 from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable, shards_base
 from longcat_tune.runs.memory_plan import MemoryPlan
 from longcat_tune.runs.memory_report import measured_peaks, memory_lines, memory_report, peak_lines
@@ -72,6 +73,8 @@ def train(config: RunConfig, *, config_dir: Path) -> None:
         accelerator=build_accelerator(),
     )
     run.train()
+    if run.accelerator.is_main_process:
+        upload_lora(config)
 
 
 @dataclass(frozen=True, slots=True)

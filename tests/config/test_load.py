@@ -215,7 +215,7 @@ def test_what_is_not_built_yet_is_refused(tmp_path, key, value, message):
 
 def test_refusing_what_is_not_built_yet_has_its_own_error(tmp_path):
     with pytest.raises(NotAvailableYetError):
-        config_of(tmp_path, {"validation_preview": True, "push_to_hub": True})
+        config_of(tmp_path, {"validation_preview": True})
 
 
 def test_every_value_said_to_work_is_accepted(tmp_path):

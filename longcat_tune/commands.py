@@ -83,7 +83,10 @@ def check(
     **values: str | bool | None,
 ) -> None:
     """Account for every clip and plan the run, without loading weights; exit code 1 on any problem."""
-    run_config, config_dir = _load(config, values, verbose=verbose)
+    from longcat_tune.runs.problems import config_problems_shown
+
+    with config_problems_shown(as_json=as_json):
+        run_config, config_dir = _load(config, values, verbose=verbose)
     from longcat_tune.runs.check import check as run
     from longcat_tune.runs.machine import OtherMachine
 

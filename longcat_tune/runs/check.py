@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,18 @@ from typing import Any
 from rich.table import Table
 
 from longcat_tune.config.run import RunConfig
-from longcat_tune.errors import ConfigError
 from longcat_tune.log import output
 from longcat_tune.runs.evaluate import evaluation_lines
 from longcat_tune.runs.machine import THIS_MACHINE, OtherMachine, planned_machine, this_machine
 from longcat_tune.runs.memory_report import memory_lines, memory_report, memory_table, terms_table
 from longcat_tune.runs.preflight import Preflight, preflight
-from longcat_tune.runs.problems import config_problems, counted, problem_lines, raise_problems
+from longcat_tune.runs.problems import (
+    config_problems_shown,
+    counted,
+    problem_lines,
+    raise_problems,
+    show_json,
+)
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import bucket_table, dataset_lines, notice_lines, render_lines, step_lines
 
@@ -37,18 +41,13 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool, other: OtherMac
         DataError: there is at least one problem.
         ConfigError: the data file is wrong; then there is no plan. Or a size of the other machine is wrong.
     """
-    machine = planned_machine(this_machine(), other)
-    try:
+    with config_problems_shown(as_json=as_json):
+        machine = planned_machine(this_machine(), other)
         flight = preflight(config, config_dir=config_dir, trains=True, machine=machine)
-    except ConfigError as error:
-        if as_json:
-            problems = [problem.as_json() for problem in config_problems(error)]
-            _show_json({"datasets": [], "notices": [], "problems": problems})
-        raise
     report = plan_report(flight.plan, flight.requests, flight.checkpoint, config.training)
     report["memory"] = None if flight.memory is None else memory_report(flight.memory)
     if as_json:
-        _show_json(report | {"problems": [problem.as_json() for problem in flight.problems]})
+        show_json(report | {"problems": [problem.as_json() for problem in flight.problems]})
     else:
         _show(flight, report, config)
     raise_problems(flight.problems, told=True)
@@ -87,8 +86,3 @@ def _show_table(table: Table) -> None:
 
 def _show_lines(lines: Sequence[str]) -> None:
     output.print("\n".join(lines), markup=False, highlight=False)
-
-
-def _show_json(report: dict[str, Any]) -> None:
-    # Past the console's layout, which takes a second for ten thousand lines; ASCII suits every terminal.
-    output.file.write(json.dumps(report, indent=2) + "\n")

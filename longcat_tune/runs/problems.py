@@ -5,14 +5,17 @@ Knows how problems are shown to people and to machines, not how they are found.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longcat_tune.errors import ConfigError, DataError, UserError
+from longcat_tune.log import output
 from longcat_tune.types import Refusal
 
 SHOWN_OF_A_KIND = 50
@@ -89,6 +92,28 @@ def config_problems(error: ConfigError) -> list[Problem]:
     """What is wrong with a config file, one by one; the loader tells all of it in one message."""
     head, *listed = str(error).split("\n  ")
     return [Problem(*reason_and_remedy(message)) for message in listed or [head]]
+
+
+@contextmanager
+def config_problems_shown(*, as_json: bool) -> Iterator[None]:
+    """Give machines a report also where a config is so wrong that there is no plan; then let the error pass.
+
+    Args:
+        as_json: whether a report is asked for; people are told by the error alone.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if as_json:
+            problems = [problem.as_json() for problem in config_problems(error)]
+            show_json({"datasets": [], "notices": [], "problems": problems})
+        raise
+
+
+def show_json(report: Mapping[str, Any]) -> None:
+    """Write a report for machines to standard output."""
+    # Past the console's layout, which takes a second for ten thousand lines; ASCII suits every terminal.
+    output.file.write(json.dumps(report, indent=2) + "\n")
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from longcat_tune.cli import main
 from longcat_tune.errors import CheckpointError, ConfigError, DataError, UserError
 from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs.check import check
@@ -130,6 +131,29 @@ def test_machines_get_the_problems_of_the_data_file_too(tmp_path: Path, capsys) 
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert len(problems) == 2
     assert "repeats (-1)" in problems[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ('{"lora_rank": 0}', [], "config.json: lora_rank (0) must be at least 1"),
+        ("{", [], "config.json"),
+        ("{}", ["--lora_rank", "many"], "command line: --lora_rank (many) must be a whole number"),
+        ("{}", ["--device-memory", "large"], "large"),
+    ],
+)
+def test_machines_get_the_problems_of_the_config_and_the_command_line_too(
+    tmp_path: Path, capsys, text: str, options: list[str], told: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert main(["check", "--config", str(path), "--json", *options]) == 2
+    shown = capsys.readouterr()
+    [problem] = json.loads(shown.out)["problems"]
+    assert told in problem["reason"]
+    assert problem["reason"] in shown.err
+    assert main(["check", "--config", str(path), *options]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_a_thousand_refusals_stay_readable_and_machines_get_all(tmp_path: Path, capsys) -> None:

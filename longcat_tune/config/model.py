@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from longcat_tune.config.schema import Instead, Later, MayChange, Section
-from longcat_tune.config.values import synonyms
+from longcat_tune.config.values import synonyms, word_of_bool
 
 QuantizedPrecision = Literal["int8-quanto", "int4-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao"]
 WeightPrecision = Literal["bf16", "fp32"] | QuantizedPrecision
@@ -110,4 +110,9 @@ class ModelSection(Section):
         default="auto",
         description="auto: the fastest exact kernel here; sdpa: torch's fused attention; math: the "
         "definition written out, slow.",
+    )
+    compile: Annotated[Literal["auto", "true", "false"], MayChange(), BeforeValidator(word_of_bool)] = Field(
+        default="auto",
+        description="true: norms, modulation, gates and rotations are compiled by torch.compile, each to one "
+        "kernel; needs a C compiler and takes a few minutes at the start. auto: on CUDA, if it works there.",
     )

@@ -139,6 +139,11 @@ def zero_is_none(value: object) -> object:
     return None if value in {0, "0"} else value
 
 
+def word_of_bool(value: object) -> object:
+    """Read true and false as the words of a choice that has more than these two."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def synonyms(names: Mapping[str, str], *, log: bool = False) -> BeforeValidator:
     """Accept other spellings of a value.
 

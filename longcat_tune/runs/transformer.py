@@ -17,6 +17,7 @@ from longcat_tune.memory.frozen import FrozenLinear
 from longcat_tune.memory.sharding import shard_blocks
 from longcat_tune.memory.streaming import BlockStream, spread_evenly
 from longcat_tune.model.attention import AttentionChoice, choose_attention
+from longcat_tune.model.compilation import choose_elementwise
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.weights import load_transformer, read_transformer_config
 from longcat_tune.runs.build import uses_autocast
@@ -85,6 +86,9 @@ def build_base(
             shard_blocks(model, model.blocks, device=device)
     model.plan_attention = attention.plan
     model.ffn_chunk_tokens = config.memory.feed_forward_chunk_size
+    model.elementwise = choose_elementwise(
+        config.model.compile, device=device, hidden_size=model.final_layer.linear.in_features
+    )
     if stream is not None:
         logger.info(
             "Streaming %d of %d blocks: %.1f GB of weights %s, %.1f GB of room for them on %s",

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.demo import demo_scenes, render
 from longcat_tune.data.video import write_mp4
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.runs.build import find_checkpoint
+from longcat_tune.runs.transformer import build_base
 
 
 def make_clips(folder: Path, count: int = 2, *, size: tuple[int, int] = (64, 64), frames: int = 9) -> Path:
@@ -56,3 +61,9 @@ def video_entry(clips: Path, **changes: Any) -> dict[str, Any]:
 def stills_entry(stills: Path, **changes: Any) -> dict[str, Any]:
     """One entry of start images."""
     return {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)} | changes
+
+
+def transformer(config: RunConfig) -> LongCatVideoTransformer:
+    """The base that a run trains on, on the CPU, without an adapter."""
+    folder = find_checkpoint(config.model).transformer
+    return build_base(config, folder, device=torch.device("cpu"), trains=True).model

@@ -285,10 +285,3 @@ def _try_out(name: str, function: AttentionFunction, sample: Heads, tolerance: f
             f"attention_implementation ({name}): is off by {worst:.1%} on {_device_name(device)}, more than "
             f"{tolerance:.0%}; install its newest version, or set attention_implementation to auto"
         )
-
-
-ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {
-    "auto": sdpa_attention,
-    "sdpa": sdpa_attention,
-    "math": math_attention,
-}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -17,22 +16,17 @@ from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.flow.density import DensityKind, SigmaDensity
-from longcat_tune.model.attention import ATTENTION_FUNCTIONS
-from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.weights import (
     TRANSFORMER,
     empty_transformer,
-    load_transformer,
     local_checkpoint,
     resolve_checkpoint,
     shard_paths,
 )
 from longcat_tune.runs.adapter import AdapterPlan, plan_adapter
-from longcat_tune.runs.precision import base_weights
 from longcat_tune.training import optimizers, schedules
 from longcat_tune.training.interfaces import SameWeights, Weights
 from longcat_tune.training.schedule_free import ScheduleFreeWeights
-from longcat_tune.training.trouble import explained_out_of_memory
 
 NEEDED = ((TRANSFORMER,), ("vae",), ("text_encoder", "tokenizer"))
 """Folders of a checkpoint that transformer, VAE and text encoder are made from."""
@@ -97,31 +91,6 @@ def _names(model: ModelSection) -> tuple[str | None, str | None, str | None]:
 def _folders(transformer: Path, vae: Path, text_encoder: Path) -> CheckpointFolders:
     inside = transformer / TRANSFORMER
     return CheckpointFolders(inside if inside.is_dir() else transformer, vae, text_encoder)
-
-
-def build_transformer(model: ModelSection, folder: Path, *, device: torch.device) -> LongCatVideoTransformer:
-    """Load the frozen base.
-
-    Raises:
-        CheckpointError: its files are incomplete or of another model.
-        ConfigError: the library of a quantized format is not installed.
-        DeviceError: the device has no room for it, or cannot compute with a quantized format.
-    """
-    weights, host = base_weights(model, device), torch.device("cpu")
-
-    def prepare(_: int, block: nn.Module) -> None:
-        weights.freeze(block)
-        block.to(device)
-
-    with explained_out_of_memory("loading the transformer"):
-        return load_transformer(
-            folder,
-            dtype=weights.dtype,
-            device=device,
-            attend=ATTENTION_FUNCTIONS[model.attention_implementation],
-            prepare_block=prepare if weights.quantize else None,
-            block_device=lambda _: host if weights.quantize else device,
-        )
 
 
 def require_transformer(

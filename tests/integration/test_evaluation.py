@@ -20,11 +20,10 @@ from longcat_tune.data.demo import Scene, render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import DataError
 from longcat_tune.model.lora import load_lora
-from longcat_tune.runs.build import build_transformer, find_checkpoint
 from longcat_tune.runs.train import train
 from longcat_tune.training.eval_result import ClipLosses
 from longcat_tune.training.evaluation import eval_noise, eval_sigmas, measure
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import make_clips, make_run, transformer, video_entry
 
 CPU = torch.device("cpu")
 EXACT = {"base_model_precision": "fp32", "mixed_precision": "no"}
@@ -60,7 +59,7 @@ def latents_of(config: RunConfig, dataset: str) -> list[Path]:
 @torch.no_grad()
 def reference(config: RunConfig, clip: str, *, cond: int, lora: bool) -> float:
     """The loss on the only held-out clip, from its cached files."""
-    model = build_transformer(config.model, find_checkpoint(config.model).transformer, device=CPU)
+    model = transformer(config)
     if lora:
         state = read_lora(config.output.output_dir / LORA_FILE)
         load_lora(model, state.weights, state.alphas)
@@ -271,6 +270,6 @@ def test_a_concept_of_ten_clips_is_learned_and_the_base_stays(
     # A random base that grows quiet has learned nothing yet: 3.3 falls to 2.5 so, and to 0.7 in this run.
     knows_nothing = seen[0][1]
     assert last["loss"] <= 0.5 * knows_nothing, f"{knows_nothing:.4f} -> {last['loss']:.4f}"
-    untouched = build_transformer(config.model, find_checkpoint(config.model).transformer, device=CPU)
+    untouched = transformer(config)
     untouched.requires_grad_(requires_grad=False)
     assert {name for name, _ in seen} == {frozen_hash(untouched)}

@@ -22,17 +22,12 @@ from longcat_tune.flow.noising import add_noise
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora
 from longcat_tune.model.weights import resolve_checkpoint
-from longcat_tune.runs.build import build_transformer, find_checkpoint
 from longcat_tune.runs.train import train
 from longcat_tune.training.step import noise_generator
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import make_clips, make_run, transformer, video_entry
 
 CPU = torch.device("cpu")
 FIXED_SIGMAS = (0.3, 0.6, 0.9, 0.97)
-
-
-def transformer(config: RunConfig) -> LongCatVideoTransformer:
-    return build_transformer(config.model, find_checkpoint(config.model).transformer, device=CPU)
 
 
 def cached(config: RunConfig, kind: str) -> list[Path]:

@@ -12,12 +12,9 @@ from torch import nn
 from longcat_tune.config.flow import FlowSection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.training import TrainingSection
-from longcat_tune.errors import DeviceError
-from longcat_tune.model.attention import math_attention, sdpa_attention
 from longcat_tune.runs.build import (
     build_optimizer,
     build_schedule,
-    build_transformer,
     compute_context,
     find_checkpoint,
     huber_c,
@@ -98,16 +95,6 @@ def test_only_schedule_free_has_two_sets_of_weights() -> None:
         assert isinstance(loop_weights(training, optimizer), kind)
 
 
-@pytest.mark.parametrize(("name", "function"), [("math", math_attention), ("auto", sdpa_attention)])
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_transformer_gets_its_attention_and_dtype(name, function, precision, dtype) -> None:
-    section = ModelSection(**TINY, attention_implementation=name, base_model_precision=precision)
-    model = build_transformer(section, find_checkpoint(section).transformer, device=CPU)
-    assert {block.attn.attend for block in model.blocks} == {function}
-    assert {block.cross_attn.attend for block in model.blocks} == {function}
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
 def test_mixed_precision_decides_what_linear_layers_compute_in(precision: str, dtype: torch.dtype) -> None:
     with compute_context(ModelSection(**TINY, mixed_precision=precision), CPU)():
@@ -152,12 +139,3 @@ def test_parts_of_another_checkpoint_are_taken_from_there(tmp_path: Path) -> Non
         ModelSection(**TINY, pretrained_transformer_model_name_or_path=str(tmp_path / "bare"))
     )
     assert bare.transformer == tmp_path / "bare"
-
-
-def test_a_device_without_room_for_the_transformer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_args: object, **_keys: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    monkeypatch.setattr("longcat_tune.runs.build.load_transformer", full)
-    with pytest.raises(DeviceError, match="out of memory in loading the transformer"):
-        build_transformer(ModelSection(**TINY), Path(), device=CPU)

@@ -18,6 +18,7 @@ from longcat_tune.config.run import RunConfig, keys_of_meaning
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.runs.content import content_hashes
 from longcat_tune.training.ema import Ema
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.types import TrainingSet
@@ -91,7 +92,7 @@ def checkpoint_to_resume(config: RunConfig) -> SavedRun | None:
 def fingerprint(
     config: RunConfig, training: Sequence[TrainingSet], *, processes: int = 1
 ) -> dict[str, object]:
-    """What a checkpoint remembers of its run: the config, and a hash of what the order follows from.
+    """What a checkpoint remembers of its run: the config, and hashes of the content and of its order.
 
     Through JSON, as the checkpoint holds it: tuples become lists.
 
@@ -101,7 +102,8 @@ def fingerprint(
         processes: that share the batches.
     """
     values: dict[str, object] = json.loads(json.dumps(config.flat()))
-    return values | {EPOCH_ORDER: _order_hash(config.training, training), PROCESSES: processes}
+    order = {EPOCH_ORDER: _order_hash(config.training, training), PROCESSES: processes}
+    return values | content_hashes(training) | order
 
 
 def resume(

@@ -103,12 +103,14 @@ class ModelSection(Section):
             log=True,
         ),
         Later(
-            "other attention kernels come with the memory and block-sparse stages", available=("sdpa", "math")
+            "block-sparse attention comes with its own stage",
+            available=("sdpa", "flash", "flash3", "xformers", "sage", "math"),
         ),
         Instead({"sla": "block_sparse", "flex": "sdpa"}),
     ] = Field(
         default="auto",
-        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; math: the "
+        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; flash, flash3, "
+        "xformers: of these packages, on CUDA; sage: of 8-bit queries and keys, for validate only; math: the "
         "definition written out, slow.",
     )
     compile: Annotated[Literal["auto", "true", "false"], MayChange(), BeforeValidator(word_of_bool)] = Field(

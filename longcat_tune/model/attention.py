@@ -98,11 +98,43 @@ def choose_attention(
         return AttentionChoice(math_attention, "math: the definition written out in float32, slow")
     if name in {"auto", "sdpa"}:
         return _choose_sdpa(device, dtype, head_dim)
+    require_attention(name, device=device, training=training)
+    if dtype not in {torch.bfloat16, torch.float16}:
+        raise ConfigError(
+            f"attention_implementation ({name}): computes in half precision only; set mixed_precision to "
+            "bf16, or attention_implementation to auto"
+        )
     package = PACKAGES[name]
-    _check(name, package, device, dtype, training=training)
-    function = package.attention(name, dtype)
+    function = partial(_packaged_attention, package.imported(name), dtype)
     _try_out(name, function, sample_heads(device, dtype, head_dim, training=training), package.tolerance)
     return AttentionChoice(function, f"{name}: {package.module} on {_device_name(device)}")
+
+
+def require_attention(name: str, *, device: torch.device, training: bool) -> None:
+    """Refuse a kernel that is not here, before anything is encoded or loaded; torch's own always are.
+
+    Args:
+        name: a value of attention_implementation.
+        device: where the model will compute.
+        training: whether gradients will be needed.
+
+    Raises:
+        ConfigError: the kernel's package is not installed, or it has no backward pass.
+        DeviceError: the device is none of its kind.
+    """
+    if name not in PACKAGES:
+        return
+    if training and not PACKAGES[name].trains:
+        raise ConfigError(
+            f"attention_implementation ({name}): has no backward pass, so nothing can be trained with it; "
+            f"train with auto, and render with {name} by longcat-tune validate"
+        )
+    if device.type != "cuda":
+        raise DeviceError(
+            f"attention_implementation ({name}): needs a CUDA device, not {device.type}; "
+            "set attention_implementation to auto"
+        )
+    PACKAGES[name].imported(name)
 
 
 def sdpa_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -147,12 +179,11 @@ class Package:
     trains: bool = True
     tolerance: float = 0.02
 
-    def attention(self, name: str, dtype: torch.dtype) -> AttentionFunction:
-        """Import the package and give its kernel the shape of an AttentionFunction.
+    def imported(self, name: str) -> Kernel:
+        """Import the package and find its kernel.
 
         Args:
             name: the config's.
-            dtype: what the kernel is given.
 
         Raises:
             ConfigError: it is not installed, or was built for another torch.
@@ -164,7 +195,7 @@ class Package:
                 f"attention_implementation ({name}): the package {self.module} cannot be imported "
                 f"({str(error).splitlines()[0]}); {self.install}, or set attention_implementation to auto"
             ) from error
-        return partial(_packaged_attention, self.kernel(module), dtype)
+        return self.kernel(module)
 
 
 def _packaged_attention(
@@ -248,25 +279,6 @@ def _choose_sdpa(device: torch.device, dtype: torch.dtype, head_dim: int) -> Att
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _check(name: str, package: Package, device: torch.device, dtype: torch.dtype, *, training: bool) -> None:
-    """Refuse what can be known without the package."""
-    if training and not package.trains:
-        raise ConfigError(
-            f"attention_implementation ({name}): has no backward pass, so nothing can be trained with it; "
-            f"train with auto, and render with {name} by longcat-tune validate"
-        )
-    if device.type != "cuda":
-        raise DeviceError(
-            f"attention_implementation ({name}): needs a CUDA device, not {device.type}; "
-            "set attention_implementation to auto"
-        )
-    if dtype not in {torch.bfloat16, torch.float16}:
-        raise ConfigError(
-            f"attention_implementation ({name}): computes in half precision only; set mixed_precision to "
-            "bf16, or attention_implementation to auto"
-        )
 
 
 def _try_out(name: str, function: AttentionFunction, sample: Heads, tolerance: float) -> None:

@@ -14,10 +14,12 @@ from longcat_tune.checkpoint.run_state import SavedRun
 from longcat_tune.config.lora import LoraSection
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.errors import CheckpointError, UserError
+from longcat_tune.model.attention import require_attention
 from longcat_tune.runs.adapter import AdapterPlan, plan_adapter
 from longcat_tune.runs.build import (
     CheckpointFolders,
     find_local_checkpoint,
+    pick_device,
     require_transformer,
     sigma_density,
 )
@@ -106,6 +108,10 @@ def preflight(
             resume_from = checkpoint_to_resume(config)
         with collected(errors):
             require_optimizer(config.training.optimizer)
+        if machine is None:
+            with collected(errors):
+                kernel = config.model.attention_implementation
+                require_attention(kernel, device=pick_device(), training=True)
         with collected(errors):
             require_tracker(config.output.report_to)
         with collected(errors):

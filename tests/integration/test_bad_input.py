@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from torch import zeros
+from torch import cuda, zeros
 
 from longcat_tune.cli import main
 from longcat_tune.data.video import write_mp4
@@ -211,17 +211,24 @@ def test_a_checkpoint_folder_that_is_incomplete_names_the_file(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("validation_preview_steps", 2),
-        ("attention_implementation", "xformers"),
-        ("attention_implementation", "flash"),
-    ],
+    [("validation_preview_steps", 2), ("attention_implementation", "block_sparse")],
 )
 def test_features_of_a_later_stage_say_so(tmp_path: Path, capsys, key: str, value: str) -> None:
     code, path = run(tmp_path, [], "train", **{key: value})
     assert code == 2
     message = error_of(capsys)
     assert message.startswith(f"{path}: {key} ({value}): not available yet: ")
+
+
+@pytest.mark.skipif(cuda.is_available(), reason="tells what a machine without CUDA is told")
+@pytest.mark.parametrize("kernel", ["flash", "sage"])
+def test_an_attention_kernel_that_cannot_train_here_is_refused_first(tmp_path, capsys, kernel) -> None:
+    entries = [video_entry(make_clips(tmp_path / "clips", 1))]
+    code, _ = run(tmp_path, entries, "train", attention_implementation=kernel)
+    rule = "needs a CUDA device" if kernel == "flash" else "has no backward pass"
+    assert code == (1 if kernel == "flash" else 2)
+    assert error_of(capsys).startswith(f"attention_implementation ({kernel}): {rule}")
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
 
 
 def test_nothing_to_render(tmp_path: Path, capsys) -> None:

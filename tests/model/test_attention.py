@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from longcat_tune.model.attention import (
     choose_attention,
     cudnn_first_attention,
     math_attention,
+    require_attention,
     sdpa_attention,
 )
 from longcat_tune.model.attention_trial import sample_heads, worst_error
@@ -134,7 +136,7 @@ def test_cudnn_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("shape", "keys"), [((1, 2, 12, 64), 30), ((2, 2, 7, 128), 5)])
 def test_a_packages_kernel_gets_its_own_layout_and_half_precision(name, shape, keys, monkeypatch) -> None:
     stand_in(monkeypatch, name)
-    function = PACKAGES[name].attention(name, torch.bfloat16)
+    function = partial(attention._packaged_attention, PACKAGES[name].imported(name), torch.bfloat16)
     q, k, v = heads(shape, keys)
     expected = math_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
     # Float32 queries come of float32 norms under autocast, which does not reach a package's functions.
@@ -150,7 +152,7 @@ def test_a_package_that_is_not_there_is_named(name: str, monkeypatch: pytest.Mon
     module = PACKAGES[name].module
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as caught:
-        PACKAGES[name].attention(name, torch.bfloat16)
+        PACKAGES[name].imported(name)
     message = str(caught.value)
     assert message.startswith(f"attention_implementation ({name}): the package {module} cannot be imported (")
     assert message.endswith(f"); {PACKAGES[name].install}, or set attention_implementation to auto")
@@ -159,7 +161,7 @@ def test_a_package_that_is_not_there_is_named(name: str, monkeypatch: pytest.Mon
 def test_the_first_flash3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "flash3", STAND_INS["flash"])
     with pytest.raises(ConfigError, match="this flash_attn_interface is one of the first"):
-        PACKAGES["flash3"].attention("flash3", torch.bfloat16)
+        PACKAGES["flash3"].imported("flash3")
 
 
 @pytest.mark.parametrize("name", ["flash", "flash3", "xformers"])
@@ -183,7 +185,15 @@ def test_nothing_is_trained_with_sage() -> None:
         choose("sage", training=False)
 
 
-def test_other_kernels_need_half_precision() -> None:
+def test_what_is_here_is_not_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PACKAGES:
+        stand_in(monkeypatch, name)
+        require_attention(name, device=torch.device("cuda"), training=name != "sage")
+    require_attention("auto", device=CPU, training=True)
+
+
+def test_other_kernels_need_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "flash")
     with pytest.raises(ConfigError, match=r"computes in half precision only; set mixed_precision to bf16"):
         choose("flash", device=torch.device("cuda"))
 

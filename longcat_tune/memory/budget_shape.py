@@ -177,10 +177,17 @@ class ModelShape:
 
     def block_bytes(self, precision: str) -> int:
         """The matrices of one block as they are kept, in one host buffer or in a slot of the ring."""
-        return sum(
+        return sum(self._layer_bytes(precision))
+
+    def largest_layer_bytes(self, precision: str) -> int:
+        """The largest matrix of a block as it is kept."""
+        return max(self._layer_bytes(precision))
+
+    def _layer_bytes(self, precision: str) -> list[int]:
+        return [
             linear.stored_bytes(kept_precision(name, precision))
             for name, linear in self.block_linears.items()
-        )
+        ]
 
     def small_bytes(self, precision: str) -> int:
         """What stays on the device of every block whatever is streamed, and all beside the blocks."""

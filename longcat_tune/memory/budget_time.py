@@ -133,7 +133,8 @@ def attention_operations(shape: ModelShape, batch: BatchSize) -> float:
 def streamed_bytes(shape: ModelShape, precision: str, placement: Placement) -> int:
     """Bytes of weights that a step fetches: two visits of each block, less what stays in the ring."""
     blocks = min(placement.streamed_blocks, shape.depth)
-    staying = min(blocks, placement.slots * placement.blocks_per_group)
+    ring = 0 if placement.by_layer else placement.slots * placement.blocks_per_group
+    staying = min(blocks, ring)
     return 2 * (blocks - staying) * shape.block_bytes(precision)
 
 

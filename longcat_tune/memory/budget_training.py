@@ -35,6 +35,7 @@ class Placement:
         streamed_blocks: kept off the device.
         blocks_per_group: streamed together.
         slots: groups on the device at once.
+        by_layer: whether single layers are streamed in place of groups of blocks.
         boundaries_on_host: whether the inputs of recomputed blocks wait in host memory.
         ffn_chunk_tokens: that a feed-forward layer works on at a time; None: all.
         recompute_every: one of so many blocks is recomputed; None: none is.
@@ -45,6 +46,7 @@ class Placement:
     streamed_blocks: int = 0
     blocks_per_group: int = 1
     slots: int = 2
+    by_layer: bool = False
     boundaries_on_host: bool = False
     ffn_chunk_tokens: int | None = None
     recompute_every: int | None = 1
@@ -179,11 +181,8 @@ def weight_terms(shape: ModelShape, precision: str, placement: Placement) -> tup
     """The frozen base: on the device, in the ring, and in host memory."""
     block = shape.block_bytes(precision)
     streamed = min(placement.streamed_blocks, shape.depth)
-    groups = math.ceil(streamed / placement.blocks_per_group)
-    slots = min(placement.slots, groups) * min(placement.blocks_per_group, max(streamed, 1))
-    if placement.sharing > 1:
-        slots = placement.slots
     resident = shape.depth - streamed
+    ring, slots = ring_bytes(shape, precision, placement)
     return (
         Term(
             "resident blocks",
@@ -193,7 +192,7 @@ def weight_terms(shape: ModelShape, precision: str, placement: Placement) -> tup
             + (f", shared by {placement.sharing}" if placement.sharing > 1 else ""),
         ),
         Term("embedders, norms, biases", shape.small_bytes(precision), "device", "never streamed"),
-        Term("ring of slots", slots * block, "device", f"{slots} blocks of {block / 1e6:.0f} MB"),
+        Term("ring of slots", ring, "device", slots),
         Term(
             "weights at work",
             working_weights(shape, precision),
@@ -207,6 +206,19 @@ def weight_terms(shape: ModelShape, precision: str, placement: Placement) -> tup
             f"{streamed} blocks of {block / 1e6:.0f} MB" + (", on disk" if placement.on_disk else ""),
         ),
     )
+
+
+def ring_bytes(shape: ModelShape, precision: str, placement: Placement) -> tuple[int, str]:
+    """Device memory that streamed weights visit, and how it comes about."""
+    block, streamed = shape.block_bytes(precision), min(placement.streamed_blocks, shape.depth)
+    if placement.sharing > 1:
+        return placement.slots * block, f"{placement.slots} whole blocks of {block / 1e6:.0f} MB"
+    if placement.by_layer and streamed:
+        layer = shape.largest_layer_bytes(precision)
+        return placement.slots * layer, f"{placement.slots} layers of {layer / 1e6:.0f} MB"
+    groups = math.ceil(streamed / placement.blocks_per_group)
+    blocks = min(placement.slots, groups) * min(placement.blocks_per_group, max(streamed, 1))
+    return blocks * block, f"{blocks} blocks of {block / 1e6:.0f} MB"
 
 
 def working_weights(shape: ModelShape, precision: str) -> int:

@@ -131,6 +131,8 @@ def placement_of(config: RunConfig, depth: int) -> Placement:
     return Placement(
         streamed_blocks=depth if whole else min(memory.musubi_blocks_to_swap, depth),
         blocks_per_group=memory.group_offload_blocks_per_group if whole else 1,
+        slots=1 if whole and not memory.group_offload_use_stream else 2,
+        by_layer=whole and memory.group_offload_type == "leaf_level",
         boundaries_on_host=training.gradient_checkpointing_offload,
         ffn_chunk_tokens=memory.feed_forward_chunk_size,
         recompute_every=(

@@ -6,11 +6,10 @@ import errno
 import json
 import logging
 import os
-import random
 import resource
 import signal
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,7 @@ from longcat_tune.errors import CheckpointError
 from longcat_tune.training.ema import EMA_FILE, Ema
 from longcat_tune.training.optimizers import OptimizerName, OptimizerSettings, build_optimizer
 from longcat_tune.types import BestEvaluation
+from tests.checkpoint.kills import kill_at, moments
 
 Build = Callable[[nn.Module], Optimizer]
 LORA = "pytorch_lora_weights.safetensors"
@@ -387,20 +387,11 @@ def test_a_real_limit_of_the_system_in_any_file_is_survived(tmp_path: Path, limi
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    moments = random.Random(0)
     save(tmp_path, 1, limit=2)
-    unfinished = 0
-    for _ in range(20):
-        # A fork, because a new interpreter would spend seconds on importing torch.
-        child = os.fork()
-        if child == 0:
-            number = int(names(tmp_path)[-1].split("-")[1].split(".")[0])
-            while True:
-                number += 1
-                save(tmp_path, number, limit=2)
-        time.sleep(moments.uniform(0.005, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    save(tmp_path, 2, limit=2)
+    unfinished, number = 0, 3
+    for touch in moments(partial(save, tmp_path, number, limit=2)):
+        kill_at(touch, partial(save, tmp_path, number + 1, limit=2))
         unfinished += any(".tmp-" in name for name in names(tmp_path))
         newest = latest(tmp_path)
         assert newest is not None
@@ -410,7 +401,8 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
         Ema(model.named_parameters(), decay=0.9).resume(newest)
         assert (newest / EMA_FILE).is_file()
         assert newest.name == [name for name in names(tmp_path) if ".tmp-" not in name][-1]
-    assert unfinished
+        number = int(newest.name.split("-")[1])
+    assert unfinished > 5
     save(tmp_path, 999_999, limit=1)
     assert names(tmp_path) == ["checkpoint-999999"]
 

@@ -77,19 +77,22 @@ def require_shape(record: ClipRecord, entry: DatasetEntry) -> None:
 
 
 def require_sharp(record: ClipRecord, entry: DatasetEntry, bucket: Bucket) -> None:
-    """Refuse clips that would be enlarged beyond max_upscale_threshold.
+    """Refuse clips that would be enlarged beyond max_upscale_threshold, or whose start image would be.
 
     Raises:
         UnusableFileError: saying by how much.
     """
     if entry.max_upscale_threshold is None:
         return
-    enlarged = enlargement(record, bucket)
-    if enlarged > entry.max_upscale_threshold:
-        reason = (
-            f"is {record.width}x{record.height} and would be enlarged by {enlarged:.0%} to fill "
-            f"{bucket.width}x{bucket.height}, more than max_upscale_threshold "
-            f"({entry.max_upscale_threshold:g})"
-        )
-        remedy = f"take a larger clip or {SMALLER_BUCKETS[entry.bucket_table]}"
-        raise UnusableFileError(record.path, reason, remedy)
+    for picture in filter(None, (record, record.conditioning)):
+        enlarged = enlargement(picture, bucket)
+        if enlarged > entry.max_upscale_threshold:
+            own = picture is record
+            whose = "" if own else f"has a conditioning image that is too small: {picture.path} "
+            reason = (
+                f"{whose}is {picture.width}x{picture.height} and would be enlarged by {enlarged:.0%} to fill "
+                f"{bucket.width}x{bucket.height}, more than max_upscale_threshold "
+                f"({entry.max_upscale_threshold:g})"
+            )
+            remedy = f"take a larger {'clip' if own else 'image'} or {SMALLER_BUCKETS[entry.bucket_table]}"
+            raise UnusableFileError(record.path, reason, remedy)

@@ -13,7 +13,7 @@ from heapq import nlargest, nsmallest
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.framing import SMALLER_BUCKETS, enlargement
 from longcat_tune.data.windows import resampled_frames, whole_windows
-from longcat_tune.types import TEMPORAL_STRIDE, ClipRecord, Notice, PlannedClip
+from longcat_tune.types import TEMPORAL_STRIDE, Bucket, ClipRecord, Notice, PlannedClip
 
 NAMED = 2
 """Files that a notice names."""
@@ -43,7 +43,12 @@ def plan_notices(
     facts = [
         *_unpaired(entry, unpaired),
         *_left_out(entry, left_out),
-        *_enlarged(entry, files),
+        *_enlarged(entry, [(clip.record, clip.bucket) for clip, *_ in files], "files"),
+        *_enlarged(
+            entry,
+            [(image, clip.bucket) for clip, *_ in files if (image := clip.record.conditioning) is not None],
+            "start images",
+        ),
         *_sizes(entry, files),
         *_rates(files, framerate),
         *_short(entry, files),
@@ -65,20 +70,22 @@ def _left_out(entry: DatasetEntry, left_out: int) -> Iterator[Fact]:
         yield fact, "raise max_num_samples or set it to null to use them"
 
 
-def _enlarged(entry: DatasetEntry, files: Sequence[FileClips]) -> Iterator[Fact]:
+def _enlarged(
+    entry: DatasetEntry, pictures: Sequence[tuple[ClipRecord, Bucket]], what: str
+) -> Iterator[Fact]:
     enlarged = [
-        (enlargement(clip.record, clip.bucket), clip)
-        for clip, *_ in files
-        if clip.bucket.width > clip.record.width or clip.bucket.height > clip.record.height
+        (enlargement(record, bucket), record, bucket)
+        for record, bucket in pictures
+        if bucket.width > record.width or bucket.height > record.height
     ]
     if enlarged:
-        worst = nlargest(NAMED, enlarged, key=lambda pair: pair[0])
+        worst = nlargest(NAMED, enlarged, key=lambda one: one[0])
         named = ", ".join(
-            f"{clip.record.name} by {share:.1%} ({_size(clip.record.width, clip.record.height)} to "
-            f"{_size(clip.bucket.width, clip.bucket.height)})"
-            for share, clip in worst
+            f"{record.name} by {share:.1%} ({_size(record.width, record.height)} to "
+            f"{_size(bucket.width, bucket.height)})"
+            for share, record, bucket in worst
         )
-        fact = f"files enlarged to fill their bucket: {len(enlarged)} of {len(files)}, most {named}"
+        fact = f"{what} enlarged to fill their bucket: {len(enlarged)} of {len(pictures)}, most {named}"
         yield fact, f"{SMALLER_BUCKETS[entry.bucket_table]}, or set max_upscale_threshold to refuse them"
 
 

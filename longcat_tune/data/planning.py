@@ -134,9 +134,9 @@ class _Planner:
         available = resampled_frames(record.seconds, self.framerate)
         num_frames = encoded_frames(record, entry, available, framerate=self.framerate)
         bucket = self._bucket(*bucket_shape(record, entry, seed=self.seed), num_frames)
-        require_sharp(record, entry, bucket)
         require_something_to_learn(record, num_frames, self.tasks, entry)
         record = self.start_images.paired(record)
+        require_sharp(record, entry, bucket)
         crop = crop_place(record.name, entry, seed=self.seed)
         windows = window_starts(
             video, available=available, num_frames=num_frames, name=record.name, seed=self.seed

@@ -6,7 +6,7 @@ import pytest
 
 from longcat_tune.data.framing import enlargement
 from longcat_tune.types import Bucket
-from tests.data.records import plan_of, planned, record, refusal_of
+from tests.data.records import STILLS, image, manifest, plan_of, planned, record, refusal_of
 
 RATIOS = {"crop_aspect_buckets": [0.58, 1.0, 1.73]}
 
@@ -117,3 +117,14 @@ def test_clips_that_would_be_enlarged_too_much_are_refused():
         record(size=(416, 240)), max_upscale_threshold=0.5, bucket_table="official_720p"
     ).endswith("; take a larger clip or set bucket_table to official_480p")
     assert planned(record(size=(832, 480)), max_upscale_threshold=0.07)
+
+
+def test_clips_whose_start_image_would_be_enlarged_too_much_are_refused():
+    clip, small = record("a.mp4"), image("a.png", STILLS, width=416, height=240)
+    settings = {"is_i2v": True, "conditioning": [manifest(small, folder=STILLS)]}
+    assert refusal_of(clip, max_upscale_threshold=0.5, **settings) == (
+        "has a conditioning image that is too small: /stills/a.png is 416x240 and would be enlarged by 113% "
+        "to fill 832x512, more than max_upscale_threshold (0.5); take a larger image or lower resolution"
+    )
+    assert planned(clip, max_upscale_threshold=1.14, **settings)
+    assert planned(clip, **settings)

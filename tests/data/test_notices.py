@@ -41,6 +41,18 @@ def test_enlarged_files_are_told_with_the_most_enlarged():
     assert official[0][1].startswith("set bucket_table to official_480p, or ")
 
 
+def test_enlarged_start_images_are_told_too():
+    images = [image("a.png", STILLS, width=1664, height=1024), image("b.png", STILLS, width=416, height=240)]
+    stills = manifest(*images, folder=STILLS)
+    facts = told(clip("a.mp4"), clip("b.mp4"), is_i2v=True, conditioning=[stills])
+    assert facts == [
+        (
+            "start images enlarged to fill their bucket: 1 of 2, most b.png by 113.3% (416x240 to 768x512)",
+            "lower resolution, or set max_upscale_threshold to refuse them",
+        )
+    ]
+
+
 def test_sizes_are_told_where_there_are_several():
     sizes = [LARGE, LARGE, (2048, 2048), (1024, 1664)]
     [(fact, remedy)] = told(*(clip(f"{number}.mp4", size=size) for number, size in enumerate(sizes)))
@@ -168,7 +180,7 @@ def test_footage_after_the_last_window_is_told():
 
 
 def test_footage_beside_start_images_cannot_be_used_by_selecting_all():
-    stills = manifest(image("clip.png", STILLS), folder=STILLS)
+    stills = manifest(image("clip.png", STILLS, width=1664, height=1024), folder=STILLS)
     [(_, remedy)] = told(clip(frames=300), is_i2v=True, conditioning=[stills], conditioning_data=["stills"])
     assert remedy == "cut the files into shorter ones, each with its start image"
 

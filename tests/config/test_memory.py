@@ -14,18 +14,24 @@ from tests.config.helpers import config_message, config_of
     [
         (
             {"enable_group_offload": True, "musubi_blocks_to_swap": 8},
-            "musubi_blocks_to_swap (8) streams some blocks, but enable_group_offload (true) streams all of "
-            "them; remove one of the two",
+            (
+                "musubi_blocks_to_swap (8) streams some blocks, but enable_group_offload (true) streams all of "
+                "them; remove one of the two"
+            ),
         ),
         (
             {"group_offload_to_disk_path": "weights"},
-            "group_offload_to_disk_path (weights) has no effect while enable_group_offload is false; set "
-            "enable_group_offload to true, or remove it",
+            (
+                "group_offload_to_disk_path (weights) has no effect while enable_group_offload is false; set "
+                "enable_group_offload to true, or remove it"
+            ),
         ),
         (
             {"group_offload_use_stream": False},
-            "group_offload_use_stream (false) has no effect while enable_group_offload is false; set "
-            "enable_group_offload to true, or remove it",
+            (
+                "group_offload_use_stream (false) has no effect while enable_group_offload is false; set "
+                "enable_group_offload to true, or remove it"
+            ),
         ),
         (
             {
@@ -33,13 +39,17 @@ from tests.config.helpers import config_message, config_of
                 "group_offload_type": "leaf_level",
                 "group_offload_blocks_per_group": 2,
             },
-            "group_offload_blocks_per_group (2) has no effect with group_offload_type leaf_level, which "
-            "streams single layers; remove it, or set group_offload_type to block_level",
+            (
+                "group_offload_blocks_per_group (2) has no effect with group_offload_type leaf_level, which "
+                "streams single layers; remove it, or set group_offload_type to block_level"
+            ),
         ),
         (
             {"gradient_checkpointing": False, "gradient_checkpointing_offload": True},
-            "gradient_checkpointing_offload (true) has nothing to keep in host memory while "
-            "gradient_checkpointing is false; set gradient_checkpointing to true, or remove it",
+            (
+                "gradient_checkpointing_offload (true) has nothing to keep in host memory while "
+                "gradient_checkpointing is false; set gradient_checkpointing to true, or remove it"
+            ),
         ),
         (
             {"musubi_block_swap_device": "cuda:1"},

@@ -171,6 +171,37 @@ def test_state_within_state_comes_back(tmp_path: Path) -> None:
         assert got["inner"]["deep"] == {"n": 2}
 
 
+def test_state_of_eight_bits_comes_back_to_the_bit(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def large() -> nn.Linear:
+        # Below 4,096 numbers it stays float32.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Linear(64, 128, bias=False)
+
+    def stepped(model: nn.Linear, optimizer: Optimizer, first: int) -> None:
+        for number in range(first, first + 3):
+            generator = Generator().manual_seed(number)
+            model.weight.grad = torch.randn(model.weight.shape, generator=generator)
+            optimizer.step()
+
+    build = built("adamw_8bit")
+    whole = large()
+    optimizer = build(whole)
+    stepped(whole, optimizer, 0)
+    assert {optimizer.state[whole.weight][name].dtype for name in ("state1", "state2")} == {torch.uint8}
+    folder = save(tmp_path, 3, whole, optimizer)
+    resumed = large()
+    fresh = build(resumed)
+    load_checkpoint(folder, fresh)
+    resumed.load_state_dict(load_file(folder / LORA))
+    stepped(whole, optimizer, 3)
+    stepped(resumed, fresh, 3)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert fresh.state[resumed.weight]["state1"].dtype == torch.uint8
+
+
 def test_another_optimizer_s_state_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"is AdamW's, and this run's optimizer is SGD; resume with"):

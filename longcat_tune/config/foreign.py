@@ -54,7 +54,10 @@ def _names(file: str) -> frozenset[str]:
     return frozenset(files(__package__).joinpath(file).read_text(encoding="utf-8").split())
 
 
-_ONE_PROCESS = Consequence("this version trains in one process on one device; remove it", harmless=(0, 1))
+_BY_LAUNCHER = Consequence(
+    "the launcher starts the processes: torchrun --nproc_per_node N -m longcat_tune train ...; remove it",
+    harmless=(0, 1),
+)
 _NOT_TRAINED_WITH = Consequence(
     "the loss here is the model's own, without additions; remove it", harmless=(0,)
 )
@@ -94,11 +97,15 @@ CONFIG_KEYS = ForeignKeys(
             "use gradient_checkpointing_offload", harmless=("torch", "torch-ffn")
         ),
         "gradient_checkpointing_offload_attention": Consequence("use gradient_checkpointing_offload"),
-        "fsdp_enable": Consequence(_OFFLOAD),
+        "fsdp_enable": Consequence(
+            "start with accelerate launch --use_fsdp --fsdp_version 2, or " + _OFFLOAD
+        ),
         "deepspeed_config": Consequence(_OFFLOAD),
-        "context_parallel_size": _ONE_PROCESS,
-        "num_processes": _ONE_PROCESS,
-        "num_machines": _ONE_PROCESS,
+        "context_parallel_size": Consequence(
+            "every process computes whole clips; remove it", harmless=(0, 1)
+        ),
+        "num_processes": _BY_LAUNCHER,
+        "num_machines": _BY_LAUNCHER,
         # What is trained
         "lora_type": Consequence("only standard LoRA is trained; remove it", harmless=("standard",)),
         "peft_lora_mode": Consequence("only standard LoRA is trained; remove it", harmless=("standard",)),

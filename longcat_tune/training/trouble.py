@@ -97,8 +97,8 @@ def out_of_memory(during: str, reason: str) -> DeviceError:
     return DeviceError(
         f"out of memory in {during} ({reason}). Change these one after another until it fits: lower "
         "validation_resolution and validation_num_video_frames, lower lora_rank, enable_group_offload, "
-        "base_model_precision int8-quanto or fp8-torchao (these two are not available yet), then "
-        "resolution and num_frames of the datasets. The same command goes on from the last checkpoint"
+        "base_model_precision int8-quanto or fp8-torchao, then resolution and num_frames of the datasets. "
+        "The same command goes on from the last checkpoint"
     )
 
 

@@ -23,7 +23,7 @@ from longcat_tune.log import progress
 Look = Probe | UnusableFileError
 """What a file holds, or why it cannot be used."""
 
-RULES = 1
+RULES = 2
 """Raised by one whenever a file is measured or refused in another way, so that remembered probes are left."""
 SECONDS_BETWEEN_SAVES = 10.0
 """How much work of a first look a kill may cost."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 
@@ -24,6 +25,11 @@ TIE_SECONDS = 1e-6
 """Closer than this, two distances in time are equal; far below any frame, far above rounding of a double."""
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.01
 """How much shorter than announced a whole file may be; muxers round and pad the length that they announce."""
+
+BOX_HEADER = Struct(">I4sQ")
+"""Length, kind, and the length of a box that is too long for 32 bits; of any other box its first bytes."""
+OPEN_BOX, LARGE_BOX, SHORTEST_BOX = 0, 1, 8
+"""Lengths that say: to the end of the file; see the other length; nothing but a length and a kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,8 @@ def read_packets(path: Path) -> PacketTable:
         if _is_untimed_avi(container, stream, video):
             raise _untimed(path)
         _require_whole(path, packets, announced=_announced(container, stream))
+        if "mp4" in container.format.name:
+            _require_all_bytes(path)
         moments = sorted({packet.moment for packet in shown})
         return PacketTable(
             path=path,
@@ -207,6 +215,34 @@ def _require_whole(path: Path, packets: Sequence[_Packet], *, announced: float) 
         if packet.of_video and packet.is_corrupt:
             reason = f"is damaged or cut off {packet.start - start:.2f} s after its start"
             raise UnusableFileError(path, reason, COPY_AGAIN)
+
+
+def _require_all_bytes(path: Path) -> None:
+    """Compare the bytes that an mp4 announces with the file's: its data may end between two frames.
+
+    Counting frames proves nothing, for an edit list hides some of them.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for kind, end in _boxes(file, size):
+            if kind == b"mdat" and end > size:
+                reason = f"is cut off: it announces {end:,} bytes and holds {size:,}"
+                raise UnusableFileError(path, reason, COPY_AGAIN)
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Kind and end of every box of an mp4 (ISO 14496-12, 4.2), up to one that leaves its end open."""
+    begin = 0
+    while begin < size:
+        file.seek(begin)
+        header = file.read(BOX_HEADER.size)
+        if len(header) < BOX_HEADER.size:
+            return
+        length, kind, large_length = BOX_HEADER.unpack(header)
+        if length == OPEN_BOX:
+            return
+        begin += max(large_length if length == LARGE_BOX else length, SHORTEST_BOX)
+        yield kind, begin
 
 
 def _last_duration(moments: Sequence[int], shown: Sequence[_Packet], stream: Any) -> int:

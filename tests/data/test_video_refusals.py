@@ -57,6 +57,32 @@ def test_mp4_that_is_cut_off_before_its_index_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize("missing", [1, 2, 7])
+def test_mp4_that_is_cut_off_between_two_frames_is_refused(tmp_path, missing):
+    path = write_clip(tmp_path / "clip.mp4", **FASTSTART)
+    with av.open(str(path)) as container:
+        starts = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+    data, end = path.read_bytes(), starts[-missing]
+    path.write_bytes(data[:end])
+    assert message_of(path) == (
+        f"clip.mp4 is cut off: it announces {len(data):,} bytes and holds {end:,}; copy or export it again"
+    )
+
+
+def test_boxes_of_any_length_and_what_follows_them_are_no_cut(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    boxes = path.read_bytes()
+    start = boxes.index(b"mdat") - 4
+    length = int.from_bytes(boxes[start : start + 4], "big")
+    # As a camera writes it that does not know the length beforehand: 64 bits of it, in the place kept free.
+    assert boxes[start - 8 : start] == b"\0\0\0\x08free"
+    large = b"\0\0\0\x01mdat" + (length + 8).to_bytes(8, "big")
+    whole = boxes[: start - 8] + large + boxes[start + 8 :]
+    for content in (whole, whole + bytes(3), whole + bytes(40), boxes + b"\0\0\0\x03free" + bytes(40)):
+        path.write_bytes(content)
+        assert numbers_of(read_frames(path, (0.0, 1.9))) == [0, 57]
+
+
 @pytest.mark.parametrize(("name", "share"), [("h264.ts", 0.5), ("h264.ts", 0.6), ("unindexed.webm", 0.6)])
 def test_stream_that_is_cut_off_is_a_shorter_clip_with_the_right_frames(tmp_path, name, share):
     # Broadcasts and live streams announce no length; what is left of them is whole.

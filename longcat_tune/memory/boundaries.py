@@ -50,7 +50,8 @@ class Boundaries:
         elsewhere = tensor.device.type != self.lane.device.type
         if elsewhere or tensor.nbytes < self._at_least_bytes or not _is_dense(tensor):
             return tensor
-        self._let_go()
+        self._drop_sent()
+        self._drop_unused()
         dense = tensor.detach()
         slab = self._slabs.take(dense.nbytes)
         saved = _Saved(dense, slab, before=self._last)
@@ -63,6 +64,7 @@ class Boundaries:
     def _unpack(self, saved: Tensor | _Saved) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
+        self._drop_sent()
         self._bring_back(saved)
         # Backward goes the other way round: what was saved before this will be asked for next.
         following = saved.before() if saved.before is not None else None
@@ -78,15 +80,16 @@ class Boundaries:
             back = saved.empty(self.lane.device)
             self._coming[saved] = (back, self.lane.copy(_bytes(back), saved.slab.bytes[: back.nbytes]))
 
-    def _let_go(self) -> None:
-        """Wait for copies to and from device memory that nobody but this holds any more.
+    def _drop_sent(self) -> None:
+        """Let go of what went out last; its copy had a whole block's time."""
+        if self._going is not None:
+            self.lane.wait(self._going[1])
+            self._going = None
 
-        The last one to go out had a whole block's time; any that comes back belongs to a backward pass that
-        was broken off.
-        """
-        for _, arrival in (*([self._going] if self._going else []), *self._coming.values()):
+    def _drop_unused(self) -> None:
+        """Let go of what came back for a backward pass that was broken off."""
+        for _, arrival in self._coming.values():
             self.lane.wait(arrival)
-        self._going = None
         self._coming.clear()
 
 

@@ -183,10 +183,13 @@ class BlockStream:
             self._fetch(following, self._victim(number))
 
     def _make_slots(self) -> None:
-        for _ in range(min(self._num_slots, len(self._units))):
-            memory = torch.empty(self._slot_bytes, dtype=torch.uint8, device=self.lane.device)
+        count, size = min(self._num_slots, len(self._units)), self._slot_bytes
+        # The first use may be a render's, and what is made in inference mode cannot be written outside of it.
+        with torch.inference_mode(mode=False):
+            memories = [torch.empty(size, dtype=torch.uint8, device=self.lane.device) for _ in range(count)]
+        for memory in memories:
             self.lane.protect(memory)
-            self._slots.append(_Slot(memory))
+        self._slots = [_Slot(memory) for memory in memories]
 
     def _victim(self, needed: int) -> int:
         """The slot to give up: an empty one, else the one whose unit is farthest from the needed one."""

@@ -187,6 +187,15 @@ def test_forward_passes_alone_are_fetched_ahead_from_the_end_to_the_next_beginni
     assert stream.counts.waited == 2
 
 
+def test_a_step_may_follow_a_render():
+    blocks = toy_blocks()
+    resident = step(copy.deepcopy(blocks))
+    streamed(blocks)
+    with torch.inference_mode():
+        look(blocks)
+    assert_equal(step(blocks), resident)
+
+
 def test_evaluating_between_two_steps_costs_at_most_a_wrong_guess():
     blocks = toy_blocks()
     stream = streamed(blocks)

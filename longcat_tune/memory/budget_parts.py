@@ -17,7 +17,9 @@ from longcat_tune.memory.budget_training import (
     base_terms,
     hidden_bytes,
     lasting_terms,
+    piece_bytes,
     weight_terms,
+    wide_bytes,
 )
 
 BASE_WIDTH = 96
@@ -193,17 +195,15 @@ def render_budget(
 
 def forward_terms(training: Training) -> tuple[Term, ...]:
     """The activations of a forward pass that records no graph: those of the block that works."""
-    one, shape = hidden_bytes(training), training.shape
-    chunk, tokens = training.placement.ffn_chunk_tokens, training.batch.clips * training.batch.tokens
-    at_once = tokens if chunk is None else min(tokens, training.batch.clips * chunk)
-    attention, wide = 13 * one, 4 * one + 3 * BF16 * at_once * shape.ffn_size
+    one, (wide, at_once) = hidden_bytes(training), wide_bytes(training)
+    in_ffn = 3 * one + 3 * wide + 2 * piece_bytes(training)
     latents = 6 * FLOAT32 * training.batch.clips * training.batch.latents
     return (
         Term(
             "a block at work",
-            max(attention, wide),
+            max(11 * one, in_ffn),
             "device",
-            "13 x N C in the attention, or 4 x N C and 3 x N F in the feed-forward, bf16",
+            f"11 x N C in attention, or 3 x N C and 3 x {at_once:,} tokens x F in the feed-forward, bf16",
         ),
         Term("latents", latents, "device", "6 x in float32"),
     )

@@ -23,6 +23,9 @@ FRAGMENTS = 0.04
 FETCHED_BOUNDARIES = 2
 """Inputs of blocks that are on the device at once when the others are in host memory: the one in use and the
 one fetched ahead."""
+PIECE_VALUES = 1 << 25
+"""Values that norms, gates and modulation are computed on at a time (model.elementwise)."""
+PIECES = 4
 WAITING_BATCHES = 4
 """Batches in host memory at once: one in use, one handed out, and those read ahead (data.batches)."""
 
@@ -103,6 +106,7 @@ class Training:
         adapter: what is trained.
         batch: the largest.
         imports_bytes: of host memory that Python and its libraries take.
+        writes_scores: whether attention is written out instead of fused.
     """
 
     shape: ModelShape
@@ -111,6 +115,7 @@ class Training:
     adapter: AdapterSize
     batch: BatchSize
     imports_bytes: int
+    writes_scores: bool = False
 
 
 def training_budget(training: Training) -> Budget:
@@ -248,9 +253,9 @@ def boundary_terms(training: Training) -> tuple[Term, ...]:
         ),
         Term(
             "blocks that are not recomputed",
-            kept * sum(term.num_bytes for term in saved_terms(training)),
+            kept * (one + sum(term.num_bytes for term in saved_terms(training))),
             "device",
-            f"{kept} x what a block saves",
+            f"{kept} x its input and what it saves",
         ),
         Term(
             "text and positions",
@@ -263,38 +268,67 @@ def boundary_terms(training: Training) -> tuple[Term, ...]:
 
 
 def block_terms(training: Training) -> tuple[Term, ...]:
-    """The activations of the one block that is recomputed and differentiated at a time."""
+    """The activations of the one block that is recomputed and differentiated at a time.
+
+    The last one counts: what others keep is given up block by block before one more is recomputed.
+    """
+    every = training.placement.recompute_every
+    if every is None or (training.shape.depth - 1) % every:
+        # What it saved is among what blocks keep that are not recomputed.
+        return passing_terms(training)
     return (*saved_terms(training), *passing_terms(training))
 
 
 def saved_terms(training: Training) -> tuple[Term, ...]:
-    """What a block saves for its backward pass."""
-    one = hidden_bytes(training)
-    attention = 15 if training.adapter.in_attention else 13
-    cross = 9 if training.adapter.in_attention else 6
+    """What a block saves for its backward pass, beside its input."""
+    one, adapter = hidden_bytes(training), training.adapter
+    attention = 7 + adapter.in_attention
+    cross = 3 + adapter.in_attention
+    held = ", and the projections' inputs" if adapter.in_attention else ""
+    wide, at_once = wide_bytes(training)
+    whole = at_once == training.batch.clips * training.batch.tokens
+    inputs = int(adapter.in_ffn or not whole)
     return (
-        Term("self-attention", attention * one, "device", f"{attention} x N C in bf16"),
-        Term("cross-attention", cross * one, "device", f"{cross} x N C in bf16"),
-        *_ffn_terms(training),
-    )
-
-
-def _ffn_terms(training: Training) -> tuple[Term, ...]:
-    shape, chunk = training.shape, training.placement.ffn_chunk_tokens
-    tokens = training.batch.clips * training.batch.tokens
-    at_once = tokens if chunk is None else min(tokens, training.batch.clips * chunk)
-    wide = BF16 * at_once * shape.ffn_size
-    inner = 4 if training.adapter.in_ffn else 3
-    return (
-        Term("feed-forward's input", 2 * hidden_bytes(training), "device", "N C in float32"),
-        Term("feed-forward", inner * wide, "device", f"{inner} x {at_once:,} tokens x F in bf16"),
+        Term("self-attention", attention * one, "device", f"{attention} x N C: q, k, qkv, output, sum{held}"),
+        Term("cross-attention", cross * one, "device", f"{cross} x N C: q before and after its norm{held}"),
+        Term("feed-forward's inputs", (1 + inputs) * one, "device", f"{1 + inputs} x N C"),
+        Term("feed-forward", 2 * wide if whole else 0, "device", "2 x N F: gate and value"),
+        *_score_terms(training, 2),
     )
 
 
 def passing_terms(training: Training) -> tuple[Term, ...]:
-    """What the backward pass of a block holds for a moment, beside what was saved."""
+    """What the backward pass of the feed-forward, a block's fullest moment, holds beside what was saved."""
     one = hidden_bytes(training)
-    return (Term("gradients on their way", 5 * one, "device", "5 x N C in bf16"),)
+    wide, at_once = wide_bytes(training)
+    whole = at_once == training.batch.clips * training.batch.tokens
+    number, hidden = (4, 1) if whole else (5, 3)
+    return (
+        Term("feed-forward's gradients", number * wide, "device", f"{number} x {at_once:,} tokens x F"),
+        Term("gradients of hidden states", hidden * one, "device", f"{hidden} x N C"),
+        Term("pieces at work", PIECES * piece_bytes(training), "device", f"{PIECES} x 33.5 M values in bf16"),
+        *_score_terms(training, 2),
+    )
+
+
+def _score_terms(training: Training, copies: int) -> tuple[Term, ...]:
+    """Attention that is written out holds the scores of all heads."""
+    if not training.writes_scores:
+        return ()
+    scores = FLOAT32 * training.batch.clips * training.shape.num_heads * training.batch.tokens**2
+    return (Term("attention scores", copies * scores, "device", f"{copies} x heads N N in float32"),)
+
+
+def wide_bytes(training: Training) -> tuple[int, int]:
+    """An activation inside the feed-forward in bf16, and the tokens it is of."""
+    chunk, clips = training.placement.ffn_chunk_tokens, training.batch.clips
+    tokens = training.batch.tokens if chunk is None else min(training.batch.tokens, chunk)
+    return BF16 * clips * tokens * training.shape.ffn_size, clips * tokens
+
+
+def piece_bytes(training: Training) -> int:
+    """One piece of an activation that is computed piece by piece, in bf16."""
+    return min(BF16 * PIECE_VALUES, wide_bytes(training)[0])
 
 
 def hidden_bytes(training: Training) -> int:

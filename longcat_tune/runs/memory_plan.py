@@ -260,6 +260,7 @@ def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Pl
             sizes.adapter,
             batch,
             machine.imports_bytes,
+            writes_scores=model.attention_implementation == "math",
         )
 
     batches = [_batch(bucket, sizes, clips=sizes.batch_size) for bucket in sizes.trained]

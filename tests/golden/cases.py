@@ -40,6 +40,18 @@ class Case:
     def model(self, dtype: torch.dtype = torch.float32) -> LongCatVideoTransformer:
         return build(self.entry["config"], self.call.get("text_tokens_zero_pad", True), dtype)
 
+    def predict(self, model: LongCatVideoTransformer) -> Tensor:
+        """What a model answers to a case with text and its mask."""
+        tensors = self.tensors()
+        with torch.no_grad():
+            return model(
+                tensors["in.hidden_states"],
+                tensors["in.timestep"],
+                text_of(tensors),
+                tensors["in.encoder_attention_mask"],
+                num_cond_latents=self.call["num_cond_latents"],
+            )
+
     def check(self, got: Tensor, expected: Tensor, output: str = "") -> None:
         """Fail unless the tensors agree within the manifest's tolerance."""
         tolerance = self.entry["tolerance"]

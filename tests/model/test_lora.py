@@ -24,7 +24,7 @@ from longcat_tune.model.lora import (
     set_lora_scale,
 )
 from longcat_tune.model.lora_targets import lora_target_modules
-from tests.golden.cases import FOLDER, Case, parametrize, text_of
+from tests.golden.cases import FOLDER, Case, parametrize
 
 
 def small(dtype: torch.dtype = torch.float32) -> LongCatVideoTransformer:
@@ -63,28 +63,16 @@ def full_model() -> LongCatVideoTransformer:
         return LongCatVideoTransformer()
 
 
-def run(case: Case, model: LongCatVideoTransformer) -> Tensor:
-    tensors = case.tensors()
-    with torch.no_grad():
-        return model(
-            tensors["in.hidden_states"],
-            tensors["in.timestep"],
-            text_of(tensors),
-            tensors["in.encoder_attention_mask"],
-            num_cond_latents=case.call["num_cond_latents"],
-        )
-
-
 @parametrize("lora")
 def test_an_official_file_gives_the_official_numbers(case: Case) -> None:
     model, expected = case.model(), case.tensors()
     lora = read_lora(FOLDER / case.call["lora_file"])
     load_lora(model, lora.weights, lora.alphas)
-    case.check(run(case, model), expected["out.mult_1.0"], "out.mult_1.0")
+    case.check(case.predict(model), expected["out.mult_1.0"], "out.mult_1.0")
     set_lora_scale(model, 0.6)
-    case.check(run(case, model), expected["out.mult_0.6"], "out.mult_0.6")
+    case.check(case.predict(model), expected["out.mult_0.6"], "out.mult_0.6")
     with lora_disabled(model):
-        case.check(run(case, model), expected["out.base"], "out.base")
+        case.check(case.predict(model), expected["out.base"], "out.base")
 
 
 @parametrize("lora_two")
@@ -94,7 +82,7 @@ def test_two_official_files_add_up(case: Case) -> None:
         lora = read_lora(FOLDER / file)
         load_lora(model, lora.weights, lora.alphas, adapter=f"lora{number}")
         set_lora_scale(model, multiplier, adapter=f"lora{number}")
-    case.check(run(case, model), case.tensors()["out.sample"], "out.sample")
+    case.check(case.predict(model), case.tensors()["out.sample"], "out.sample")
 
 
 @pytest.mark.parametrize(
@@ -205,9 +193,9 @@ def test_bf16_stays_near_float32_with_and_without_autocast(case: Case, autocast:
     lora = read_lora(FOLDER / case.call["lora_file"])
     load_lora(model, lora.weights, lora.alphas, autocast=autocast)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        got = run(case, model)
+        got = case.predict(model)
         with lora_disabled(model):
-            base = run(case, model)
+            base = case.predict(model)
     # The official bf16 model is off by as much without any LoRA (bf16_* golden cases).
     base_rms = (base - expected["out.base"]).square().mean().sqrt()
     rms = (got - expected["out.mult_1.0"]).square().mean().sqrt()

@@ -11,22 +11,9 @@ from torch import Generator, Tensor, nn
 
 from longcat_tune.checkpoint.lora_file import LORA_FILES, LoraWeights, read_lora, write_lora
 from longcat_tune.checkpoint.lora_writer import OfficialChoices
-from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora
 from longcat_tune.model.merge import merged_weight, row_norms, weight_change
-from tests.golden.cases import FOLDER, Case, parametrize, text_of
-
-
-def run(case: Case, model: LongCatVideoTransformer) -> Tensor:
-    tensors = case.tensors()
-    with torch.no_grad():
-        return model(
-            tensors["in.hidden_states"],
-            tensors["in.timestep"],
-            text_of(tensors),
-            tensors["in.encoder_attention_mask"],
-            num_cond_latents=case.call["num_cond_latents"],
-        )
+from tests.golden.cases import FOLDER, Case, parametrize
 
 
 def merge_into(model: nn.Module, lora: LoraWeights, strength: float) -> None:
@@ -45,9 +32,9 @@ def test_merged_golden_files_give_the_official_numbers(case: Case) -> None:
         merged, running = case.model(), case.model()
         merge_into(merged, lora, strength)
         load_lora(running, lora.weights, {name: strength * alpha for name, alpha in lora.alphas.items()})
-        got = run(case, merged)
+        got = case.predict(merged)
         case.check(got, expected[f"out.mult_{strength}"], f"out.mult_{strength}")
-        assert (got - run(case, running)).abs().max() < 3e-6
+        assert (got - case.predict(running)).abs().max() < 3e-6
 
 
 @parametrize("lora")
@@ -59,7 +46,7 @@ def test_golden_files_give_the_official_numbers_from_every_format(
     write_lora(path, read_lora(FOLDER / case.call["lora_file"]), form)
     lora, model = read_lora(path), case.model()
     load_lora(model, lora.weights, lora.alphas)
-    case.check(run(case, model), case.tensors()["out.mult_1.0"], "out.mult_1.0")
+    case.check(case.predict(model), case.tensors()["out.mult_1.0"], "out.mult_1.0")
 
 
 @parametrize("lora")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from longcat_tune.types import BestEvaluation
 from tests.training.toys import (
     Filling,
     Recorder,
+    Switching,
     ToyModel,
     groups,
     held_out,
@@ -232,25 +232,15 @@ def test_a_mistake_of_ours_is_not_hidden() -> None:
 def test_what_is_measured_is_what_is_saved() -> None:
     entered: list[str] = []
 
-    class Switching:
-        @contextmanager
-        def shipped(self) -> Iterator[None]:
-            entered.append("in")
-            yield
-            entered.append("out")
-
-        def take_up(self) -> None:
-            pass
-
     class Watching(ToyModel):
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:
             entered.append("step" if self.training else "measure")
             return super().forward(*args, **kwargs)
 
-    made = replace(parts(Watching()), weights=Switching())
+    made = replace(parts(Watching()), weights=Switching(entered))
     [clip, *_] = held_out().clips()
     hooks = recorder().hooks()
     run_loop(made, groups(accumulation=1), settings=settings(1), hooks=hooks, held_out=held_out(clip))
     evaluation = ["in", *["measure"] * 8, "out"]
-    assert entered[:11] == [*evaluation, "step"]
-    assert entered[11:21] == evaluation
+    assert entered[:12] == ["take up", *evaluation, "step"]
+    assert entered[12:22] == evaluation

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,7 +16,18 @@ from longcat_tune.training.ema import Ema
 from longcat_tune.training.interfaces import LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.step import draw, noise_generator, seed_dropout, to_device, training_step
-from tests.training.toys import Filling, Recorder, ToyModel, groups, parts, recorder, settings, train, weights
+from tests.training.toys import (
+    Filling,
+    Recorder,
+    Switching,
+    ToyModel,
+    groups,
+    parts,
+    recorder,
+    settings,
+    train,
+    weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +165,6 @@ def test_weights_by_noise_level_and_huber_reach_the_gradient() -> None:
 def test_what_is_saved_and_rendered_is_what_the_weights_say() -> None:
     entered: list[str] = []
 
-    class Switching:
-        @contextmanager
-        def shipped(self) -> Iterator[None]:
-            entered.append("in")
-            yield
-            entered.append("out")
-
-        def take_up(self) -> None:
-            entered.append("take up")
-
     class Watching(Recorder):
         def save(self, state: LoopState) -> None:
             entered.append(f"save {state.step}")
@@ -173,7 +172,7 @@ def test_what_is_saved_and_rendered_is_what_the_weights_say() -> None:
         def validate(self, step: int) -> None:
             entered.append(f"render {step}")
 
-    made = replace(parts(), weights=Switching())
+    made = replace(parts(), weights=Switching(entered))
     seen = Watching([], [], [])
     run_loop(made, groups(), settings=settings(2, save_every=1, validate_first=True), hooks=seen.hooks())
     expected = "take up, in, render 0, out, in, save 1, out, in, save 2, out, in, render 2, out"

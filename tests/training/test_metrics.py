@@ -31,11 +31,13 @@ def test_events_are_appended_across_runs(tmp_path: Path) -> None:
     before = time.time()
     with EventLog(path) as log:
         log.write("resume", step=1, folder="checkpoint-000001")
+    after = time.time()
     start, step, resume = read(path)
     assert (start["event"], start["max_steps"]) == ("run_start", 2)
     assert step["loss"] == 0.5
     assert resume["event"] == "resume"
-    assert abs(float(str(resume["time"])) - before) < 5
+    # Rounded to milliseconds.
+    assert before - 1e-3 <= float(str(resume["time"])) <= after + 1e-3
 
 
 def test_half_a_line_of_a_killed_run_is_removed(tmp_path: Path) -> None:
@@ -49,11 +51,13 @@ def test_half_a_line_of_a_killed_run_is_removed(tmp_path: Path) -> None:
 def test_a_line_is_readable_as_soon_as_it_is_written_and_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = (
-        "import sys, time; from pathlib import Path; from longcat_tune.training.metrics import EventLog\n"
+        "import sys; from pathlib import Path; from longcat_tune.training.metrics import EventLog\n"
         "log = EventLog(Path(sys.argv[1])); log.write('step', step=1); print('written', flush=True)\n"
-        "time.sleep(60)"
+        "sys.stdin.read()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)

@@ -46,7 +46,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +149,22 @@ def train(max_steps: int, **changes: Any) -> tuple[ToyModel, Recorder]:
 def weights(model: torch.nn.Module) -> Tensor:
     """The trained ones in a row."""
     return torch.cat([one.detach().flatten() for one in model.parameters() if one.requires_grad])
+
+
+@dataclass(frozen=True)
+class Switching:
+    """Weights of two sets that remember when which was put in place."""
+
+    entered: list[str]
+
+    @contextmanager
+    def shipped(self) -> Iterator[None]:
+        self.entered.append("in")
+        yield
+        self.entered.append("out")
+
+    def take_up(self) -> None:
+        self.entered.append("take up")
 
 
 class Filling(ToyModel):

@@ -7,8 +7,10 @@ scales; never a model.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -121,6 +123,21 @@ def write_lora_files(folder: Path, lora: LoraWeights, formats: Sequence[LoraForm
     for path, form in zip(paths, formats, strict=True):
         write_lora(path, lora, form)
     return tuple(paths)
+
+
+def copy_lora_files(source: Path, target: Path, formats: Sequence[LoraFormat]) -> None:
+    """Put files that were proved when they were written into another folder, each in one step.
+
+    Args:
+        source: the folder that `write_lora_files` wrote.
+        target: made when missing.
+        formats: that it wrote.
+
+    Raises:
+        UserError: the folder cannot be written to or the disk is full.
+    """
+    for name in (LORA_FILES[form] for form in formats):
+        write_atomically(target / name, partial(shutil.copyfile, source / name))
 
 
 def write_lora(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from longcat_tune.checkpoint.lora_file import LoraWeights, write_lora_files
+from longcat_tune.checkpoint.lora_file import LoraWeights, copy_lora_files, write_lora_files
 from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
 from longcat_tune.config.run import RunConfig
 from longcat_tune.log import Bar
@@ -79,7 +79,7 @@ class Callbacks:
             write_files=write_files,
             total_limit=output.checkpoints_total_limit,
         )
-        write_lora_files(output.output_dir, lora, formats)
+        copy_lora_files(folder, output.output_dir, formats)
         self.events.write("checkpoint", step=state.step, folder=folder.name)
 
     def validate(self, step: int) -> None:

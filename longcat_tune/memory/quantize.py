@@ -7,7 +7,6 @@ Sees single layers, never LongCat.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +25,7 @@ from longcat_tune.memory.quantized import (
     dense_from_int8,
 )
 
-PIECE_NUMBERS = 1 << 24
+PIECE_NUMBERS = 1 << 18
 """Numbers of a weight that are quantized at once; the libraries make up to 16 bytes for each on the way."""
 
 
@@ -94,9 +93,17 @@ def _why_not(form: Form, device: torch.device) -> str | None:
 def _in_pieces(quantize: Callable[[Tensor], dict[str, Tensor]], rows: Tensor) -> dict[str, Tensor]:
     """Quantize rows, each of which is quantized for itself, without large intermediate results."""
     # Two rows at least: quanto takes a single one for a weight with one scale.
-    pieces = min(math.ceil(rows.numel() / PIECE_NUMBERS), max(len(rows) // 2, 1))
-    made = [quantize(piece) for piece in rows.tensor_split(pieces)]
-    return {name: torch.cat([one[name] for one in made]) for name in made[0]}
+    size = max(PIECE_NUMBERS // rows.shape[1], 2)
+    whole: dict[str, Tensor] = {}
+    start = 0
+    for piece in rows.tensor_split(max(len(rows) // size, 1)):
+        made = quantize(piece)
+        # Made at once, not put together in the end: what is left over would keep the host's memory in shreds.
+        whole = whole or {name: one.new_empty((len(rows), *one.shape[1:])) for name, one in made.items()}
+        for name, one in made.items():
+            whole[name][start : start + len(piece)] = one
+        start += len(piece)
+    return whole
 
 
 def _quanto_int8(weight: Tensor) -> dict[str, Tensor]:

@@ -225,12 +225,12 @@ def _fill(
 ) -> None:
     """Read some weights into a model.
 
-    Each shard is opened anew for it: an open one keeps all that was ever read of it in memory.
+    A shard is opened anew for each, and each is copied: what was read of an open file stays in memory until
+    the file is closed and nothing refers to it any more.
     """
-    for path in sorted({shard_of[name] for name in names}):
-        with _opened(path) as shard:
-            for name in [name for name in names if shard_of[name] == path]:
-                _assign(model, name, shard.get_tensor(name).to(device=device, dtype=dtype))
+    for name in names:
+        with _opened(shard_of[name]) as shard:
+            _assign(model, name, shard.get_tensor(name).to(device=device, dtype=dtype, copy=True))
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

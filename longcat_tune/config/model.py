@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from longcat_tune.config.schema import Instead, Later, MayChange, Section
+from longcat_tune.config.schema import Instead, MayChange, Section
 from longcat_tune.config.values import synonyms, word_of_bool
 
 QuantizedPrecision = Literal["int8-quanto", "int4-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao"]
@@ -102,16 +102,14 @@ class ModelSection(Section):
             },
             log=True,
         ),
-        Later(
-            "block-sparse attention comes with its own stage",
-            available=("sdpa", "flash", "flash3", "xformers", "sage", "math"),
-        ),
         Instead({"sla": "block_sparse", "flex": "sdpa"}),
     ] = Field(
         default="auto",
-        description="auto: the fastest exact kernel here; sdpa: torch's fused attention; flash, flash3, "
-        "xformers: of these packages, on CUDA; sage: of 8-bit queries and keys, for validate only; math: the "
-        "definition written out, slow.",
+        description="auto: on CUDA block_sparse for moving clips of at least 0.75 megapixels a frame, where "
+        "the model was made for it, else the fastest exact kernel; block_sparse: the model's own sparse "
+        "attention for every moving clip; sdpa: torch's fused attention; flash, flash3, xformers: of these "
+        "packages, on CUDA; sage: of 8-bit queries and keys, for validate only; math: the definition written "
+        "out, slow.",
     )
     compile: Annotated[Literal["auto", "true", "false"], MayChange(), BeforeValidator(word_of_bool)] = Field(
         default="auto",

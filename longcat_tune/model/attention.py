@@ -21,6 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longcat_tune.errors import ConfigError, DeviceError
 from longcat_tune.model.attention_trial import Heads, sample_heads, worst_error
+from longcat_tune.model.block_sparse.plan import MIN_PIXELS, BlockSparsePlan
+from longcat_tune.model.block_sparse.settings import BlockSparseSettings
+from longcat_tune.model.block_sparse.trial import kernel_fault
 from longcat_tune.model.token_order import TokenGrid, TokenOrder
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -76,7 +79,13 @@ class AttentionChoice:
 
 
 def choose_attention(
-    name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, training: bool
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    training: bool,
+    block_sparse: BlockSparseSettings,
 ) -> AttentionChoice:
     """Pick the kernel that a config names, and make sure that it works here.
 
@@ -89,6 +98,7 @@ def choose_attention(
         dtype: what queries, keys and values are computed in; under autocast its dtype.
         head_dim: the model's.
         training: whether gradients will be needed.
+        block_sparse: the checkpoint's, for `block_sparse`, and for `auto` on CUDA.
 
     Raises:
         ConfigError: the kernel's package is not installed, or the kernel cannot do what this run needs.
@@ -96,9 +106,17 @@ def choose_attention(
     """
     if name == "math":
         return AttentionChoice(math_attention, "math: the definition written out in float32, slow")
-    if name in {"auto", "sdpa"}:
+    if name == "sdpa":
         return _choose_sdpa(device, dtype, head_dim)
     require_attention(name, device=device, training=training)
+    if name in {"auto", "block_sparse"}:
+        dense = _choose_sdpa(device, dtype, head_dim)
+        if name == "auto" and (device.type != "cuda" or dtype.itemsize > 2):
+            return dense
+        find_fault = partial(
+            kernel_fault, block_sparse, device=device, dtype=dtype, head_dim=head_dim, training=training
+        )
+        return _with_block_sparse(dense, block_sparse, find_fault, by_name=name == "block_sparse")
     if dtype not in {torch.bfloat16, torch.float16}:
         raise ConfigError(
             f"attention_implementation ({name}): computes in half precision only; set mixed_precision to "
@@ -108,6 +126,21 @@ def choose_attention(
     function = partial(_packaged_attention, package.imported(name), dtype)
     _try_out(name, function, sample_heads(device, dtype, head_dim, training=training), package.tolerance)
     return AttentionChoice(function, f"{name}: {package.module} on {_device_name(device)}")
+
+
+def _with_block_sparse(
+    dense: AttentionChoice,
+    settings: BlockSparseSettings,
+    find_fault: Callable[[], str | None],
+    *,
+    by_name: bool,
+) -> AttentionChoice:
+    """Sparse attention for the clips that the model was made sparse for, or for all if asked for by name."""
+    plan = BlockSparsePlan(
+        settings, dense.function, min_pixels=0 if by_name else MIN_PIXELS, find_fault=find_fault
+    )
+    clips = "moving clips" if by_name else "moving clips of the 720p class"
+    return AttentionChoice(dense.function, f"block-sparse for {clips}, else {dense.description}", plan)
 
 
 def require_attention(name: str, *, device: torch.device, training: bool) -> None:
@@ -122,6 +155,11 @@ def require_attention(name: str, *, device: torch.device, training: bool) -> Non
         ConfigError: the kernel's package is not installed, or it has no backward pass.
         DeviceError: the device is none of its kind.
     """
+    if name == "block_sparse" and device.type not in {"cuda", "cpu"}:
+        raise DeviceError(
+            f"attention_implementation (block_sparse): needs a CUDA device, not {device.type}; "
+            "set attention_implementation to auto"
+        )
     if name not in PACKAGES:
         return
     if training and not PACKAGES[name].trains:

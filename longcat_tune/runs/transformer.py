@@ -17,6 +17,7 @@ from longcat_tune.memory.frozen import FrozenLinear
 from longcat_tune.memory.sharding import shard_blocks
 from longcat_tune.memory.streaming import BlockStream, spread_evenly
 from longcat_tune.model.attention import AttentionChoice, choose_attention
+from longcat_tune.model.block_sparse.settings import read_block_sparse_settings
 from longcat_tune.model.compilation import choose_elementwise
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.weights import load_transformer, read_transformer_config
@@ -122,6 +123,7 @@ def _attention(model: ModelSection, folder: Path, *, device: torch.device, train
         dtype=torch.bfloat16 if uses_autocast(model) else weights_dtype,
         head_dim=architecture["hidden_size"] // architecture["num_heads"],
         training=trains,
+        block_sparse=read_block_sparse_settings(folder),
     )
     logger.info("Attention: %s", choice.description)
     return choice

@@ -28,6 +28,7 @@ from longcat_tune.model.attention import (
     sdpa_attention,
 )
 from longcat_tune.model.attention_trial import sample_heads, worst_error
+from longcat_tune.model.block_sparse.settings import BlockSparseSettings
 
 REAL_LAYOUTS = [((2, 4, 18, 32), 18), ((1, 2, 12, 64), 30), ((2, 2, 7, 128), 5)]
 CPU = torch.device("cpu")
@@ -76,7 +77,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, module: Any = None) -> 
 
 
 def choose(name: str, **changes: Any) -> attention.AttentionChoice:
-    settings = {"device": CPU, "dtype": torch.float32, "head_dim": 32, "training": True} | changes
+    settings = {"device": CPU, "dtype": torch.float32, "head_dim": 32, "training": True}
+    settings |= {"block_sparse": BlockSparseSettings()} | changes
     return choose_attention(name, **settings)
 
 

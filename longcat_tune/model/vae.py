@@ -112,7 +112,7 @@ class VideoAutoencoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it works, and where its results are."""
+        """Where it works, and where its latents are."""
         return self._device
 
     @torch.no_grad()
@@ -172,10 +172,33 @@ class VideoAutoencoder:
 
     @torch.no_grad()
     def decode(self, latents_CTHW: Tensor) -> Tensor:
-        """Normalised latents to pixels_CFHW, float32 in [-1, 1], with 4 (T - 1) + 1 frames."""
+        """Normalised latents to pixels, latent frame by latent frame.
+
+        Each chunk of frames is in host memory before the next one is decoded, so that the device holds no
+        more of a long clip than of a short one. The pixels are those of the whole clip at once, to the bit,
+        as in `encode`; with tiling the whole clip is on the device.
+
+        Args:
+            latents_CTHW: normalised.
+
+        Returns:
+            pixels_CFHW, float32 in [-1, 1], in host memory, with 4 (T - 1) + 1 frames.
+        """
         latents_1CTHW = self.denormalize(latents_CTHW.to(self.device))[None].to(self.module.dtype)
-        pixels_1CFHW: Tensor = self.module.decode(latents_1CTHW).sample
-        return pixels_1CFHW[0].float()
+        if self.module.use_tiling:
+            whole_1CFHW: Tensor = self.module.decode(latents_1CTHW).sample
+            return whole_1CFHW[0].cpu().float()
+        _, num_latents, height, width = latents_CTHW.shape
+        num_frames = TEMPORAL_STRIDE * (num_latents - 1) + 1
+        pixels_CFHW = torch.empty(3, num_frames, height * SPATIAL_STRIDE, width * SPATIAL_STRIDE)
+        features: list[Tensor | None] = [None for _ in self.module.decoder.modules()]
+        for number, latent_1CHW in enumerate(self.module.post_quant_conv(latents_1CTHW).split(1, dim=2)):
+            decoded_1CFHW = self.module.decoder(
+                latent_1CHW, feat_cache=features, feat_idx=[0], first_chunk=number == 0
+            )
+            last = TEMPORAL_STRIDE * number + 1
+            pixels_CFHW[:, last - decoded_1CFHW.shape[2] : last] = decoded_1CFHW[0].clamp(-1, 1)
+        return pixels_CFHW
 
     def _pixels(self, frames_CFHW: Tensor) -> Tensor:
         """Bytes to what the encoder takes, [-1, 1]."""

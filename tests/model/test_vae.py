@@ -159,6 +159,30 @@ def test_a_clip_encoded_as_it_comes_equals_the_whole_to_the_bit(dtype, num_frame
     assert torch.equal(encoded(vae, frames), vae.normalize(mean))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "num_latents"), [(torch.float32, 1), (torch.float32, 4), (torch.bfloat16, 2)]
+)
+def test_a_clip_decoded_frame_by_frame_equals_the_whole_to_the_bit(dtype, num_latents):
+    vae = VideoAutoencoder.load(TINY, dtype=dtype, device=CPU)
+    latents = torch.randn(16, num_latents, 4, 6, generator=torch.Generator().manual_seed(0))
+    whole = vae.module.decode(vae.denormalize(latents)[None].to(dtype)).sample[0].float()
+    assert whole.shape == (3, 4 * (num_latents - 1) + 1, 32, 48)
+    assert torch.equal(vae.decode(latents), whole)
+    # Nothing is left of a clip that would colour the next.
+    assert torch.equal(vae.decode(latents), whole)
+
+
+def test_the_decoder_has_one_latent_frame_at_a_time():
+    vae = VideoAutoencoder.load(TINY, dtype=torch.float32, device=CPU)
+    shapes = []
+    vae.module.decoder.register_forward_hook(
+        lambda _, inputs, out: shapes.append((inputs[0].shape, out.shape))
+    )
+    vae.decode(torch.zeros(16, 3, 4, 4))
+    one = (1, 16, 1, 4, 4)
+    assert shapes == [(one, (1, 3, 1, 32, 32)), (one, (1, 3, 4, 32, 32)), (one, (1, 3, 4, 32, 32))]
+
+
 def test_memory_does_not_grow_with_the_clip():
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
     short, long = map(int, done.stdout.split())

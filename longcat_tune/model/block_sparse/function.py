@@ -20,8 +20,6 @@ MIN_KERNEL_TOKENS = 16
 """Shorter sequences fill no tile."""
 
 
-# Triton kernels and list building are no work for torch.compile: the graph breaks around them.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_in_blocks(
     q_BANd: Tensor,
     k_BAMd: Tensor,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,3 +54,9 @@ def test_tokens_that_do_not_fill_the_grid_are_refused() -> None:
     q, k, v = heads(89)
     with pytest.raises(ValueError, match=r"89.*\(3, 5, 6\).*90"):
         block_sparse_attention(q, k, v, **GRID)
+
+
+def test_importing_the_model_loads_neither_triton_nor_torchs_compiler() -> None:
+    asked = "import sys, longcat_tune.model.dit; print({'triton', 'torch._dynamo'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"

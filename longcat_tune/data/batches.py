@@ -18,6 +18,7 @@ from longcat_tune.data.cache import read_latents, read_text
 from longcat_tune.data.epochs import Cursor
 from longcat_tune.data.prefetch import mapped_ahead
 from longcat_tune.data.sampler import BatchPlan, BucketSampler
+from longcat_tune.data.tasks import START_IMAGE_LATENTS
 from longcat_tune.errors import DataError
 from longcat_tune.types import TEXT_TOKENS, Batch, Bucket, CachedSample, TextFeatures
 
@@ -166,10 +167,10 @@ def _clean_latents(sample: CachedSample, path: Path, num_cond_latents: int) -> T
     A continuation goes on from the clip's own leading frames, which an image has no part in.
     """
     latents_CTHW = _read_sized(path, sample.bucket)
-    if num_cond_latents != 1 or sample.cond_latents_path is None:
+    if num_cond_latents != START_IMAGE_LATENTS or sample.cond_latents_path is None:
         return latents_CTHW
     image_C1HW = _read_sized(sample.cond_latents_path, replace(sample.bucket, num_frames=1))
-    return torch.cat([image_C1HW, latents_CTHW[:, 1:]], dim=1)
+    return torch.cat([image_C1HW, latents_CTHW[:, START_IMAGE_LATENTS:]], dim=1)
 
 
 def _read_sized(path: Path, bucket: Bucket) -> Tensor:

@@ -13,6 +13,7 @@ from longcat_tune.config.datasets import CaptionTable, DatasetEntry
 from longcat_tune.data.caption_shuffle import with_variants
 from longcat_tune.data.caption_tables import file_key, read_table
 from longcat_tune.data.listing import Kind, without_extension
+from longcat_tune.data.naming import some
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.types import Notice
 
@@ -102,11 +103,11 @@ class Captions:
         keys |= {key.rpartition(".")[0] for key in keys if key not in self._rows}
         if unused := self._rows.keys() - keys:
             table = _table(self.entry)
-            fact = f"{table.path} has captions of files that are not there: {_some(unused)}"
+            fact = f"{table.path} has captions of files that are not there: {_counted(unused)}"
             remedy = f"correct its column {table.filename_column} or remove the rows"
             found.append(Notice(self.entry.id, fact, remedy))
         if self._without:
-            fact = f"files without a caption, which use the empty prompt: {_some(self._without)}"
+            fact = f"files without a caption, which use the empty prompt: {_counted(self._without)}"
             remedy = 'write their captions, or set empty_caption to "error" to refuse them'
             found.append(Notice(self.entry.id, fact, remedy))
         return tuple(found)
@@ -152,11 +153,10 @@ def _table(entry: DatasetEntry) -> CaptionTable:
     return entry.caption_table
 
 
-def _some(names: Iterable[str]) -> str:
+def _counted(names: Iterable[str]) -> str:
     """How many, and a few of them."""
     every = sorted(names)
-    more = ", ..." if len(every) > _NAMED else ""
-    return f"{len(every)} ({', '.join(every[:_NAMED])}{more})"
+    return f"{len(every)} ({some(every, _NAMED)})"
 
 
 def _name_as_words(path: Path, kind: Kind) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
-from longcat_tune.data.manifest import NAMED, Manifest
+from longcat_tune.data.manifest import Manifest
+from longcat_tune.data.naming import some
 from longcat_tune.data.sources import SourceIndex
 from longcat_tune.types import ClipRecord, Notice
 
@@ -94,12 +95,10 @@ def _copies_notice(ids: Sequence[str], groups: Sequence[Group]) -> Notice:
 
 def _named(groups: Sequence[Group], *, with_ids: bool) -> str:
     """`a.mp4 = b.mp4; c.mp4 = d.mp4`."""
-    more = [f"{len(groups) - NAMED} more sets"] if len(groups) > NAMED else []
-    lines = [_named_group(group, with_ids=with_ids) for group in groups[:NAMED]]
-    return "; ".join(lines + more)
+    named = (_named_group(group, with_ids=with_ids) for group in groups)
+    return some(named, between="; ", noun="sets")
 
 
 def _named_group(group: Group, *, with_ids: bool) -> str:
-    names = [f"{record.dataset_id}/{record.name}" if with_ids else record.name for record in group[:NAMED]]
-    more = [f"{len(group) - NAMED} more"] if len(group) > NAMED else []
-    return " = ".join(names + more)
+    names = (f"{record.dataset_id}/{record.name}" if with_ids else record.name for record in group)
+    return some(names, between=" = ")

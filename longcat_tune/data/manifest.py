@@ -14,14 +14,13 @@ from longcat_tune.data.captions import Captions
 from longcat_tune.data.examine import Look, look_at_files
 from longcat_tune.data.images import IMAGE_EXTENSIONS
 from longcat_tune.data.listing import TAKEN, VIDEO_EXTENSIONS, FoundFile, Listing, list_files, printable
+from longcat_tune.data.naming import some
 from longcat_tune.data.refusals import UnusableFileError
 from longcat_tune.data.sources import SourceIndex
 from longcat_tune.data.video import VideoBackend
 from longcat_tune.types import ClipRecord, Notice, Refusal
 
 PICTURES = "folders of numbered pictures"
-NAMED = 5
-"""Names that a notice gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +97,6 @@ def scan(
     )
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(printable(name) for name in names[:NAMED]) + more
-
-
 def _folder_faults(entry: DatasetEntry, listing: Listing) -> Iterator[Refusal]:
     """What keeps the folder from being looked at, or that it holds nothing."""
     remedy = "create it, correct instance_data_dir, or change its permissions"
@@ -119,19 +112,23 @@ def _folder_faults(entry: DatasetEntry, listing: Listing) -> Iterator[Refusal]:
 def _folder_notices(entry: DatasetEntry, listing: Listing) -> Iterator[Notice]:
     if listing.others:
         count, kind = len(listing.others), entry.dataset_type
-        fact = f"files that dataset_type {kind} does not take: {count} ({some(listing.others)})"
+        fact = f"files that dataset_type {kind} does not take: {count} ({_some(listing.others)})"
         remedy = "to use them, make them a dataset of their own kind"
         if "sequence" in TAKEN[kind]:
             remedy += "; the frames of a clip must be alone in a folder and numbered, as in 0001.png"
         yield Notice(entry.id, fact, remedy)
     if listing.unknown:
-        count, names = len(listing.unknown), some(listing.unknown)
+        count, names = len(listing.unknown), _some(listing.unknown)
         fact = f"files of no kind that is known here, which are not used: {count} ({names})"
         yield Notice(entry.id, fact, "to use them, convert videos to mp4 and images to png")
     if listing.linked_folders:
-        count, names = len(listing.linked_folders), some(listing.linked_folders)
+        count, names = len(listing.linked_folders), _some(listing.linked_folders)
         fact = f"links to folders, which are not followed: {count} ({names})"
         yield Notice(entry.id, fact, "to use their files, make the folders datasets of their own")
+
+
+def _some(names: Sequence[str]) -> str:
+    return some(map(printable, names))
 
 
 def _judged(

@@ -7,11 +7,12 @@ Decides nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import nlargest, nsmallest
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.framing import SMALLER_BUCKETS, enlargement
+from longcat_tune.data.naming import some
 from longcat_tune.data.windows import resampled_frames, whole_windows
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket, ClipRecord, Notice, PlannedClip
 
@@ -198,9 +199,8 @@ def _shown_frames(clips: FileClips) -> int:
 def _rate_counts(records: Sequence[ClipRecord], framerate: float) -> str:
     """`60 fps (8, one frame in 4), 25 fps (2, the nearest frames)`."""
     rates = Counter(_rate(record) for record in records)
-    return _listed(
-        f"{rate:g} fps ({count}, {_conversion(rate, framerate)})" for rate, count in rates.most_common()
-    )
+    told = (f"{rate:g} fps ({count}, {_conversion(rate, framerate)})" for rate, count in rates.most_common())
+    return some(told, LISTED)
 
 
 def _conversion(rate: float, framerate: float) -> str:
@@ -218,15 +218,8 @@ def _rate(record: ClipRecord) -> float:
 
 
 def _size_counts(sizes: Counter[tuple[int, int]]) -> str:
-    return _listed(f"{_size(*size)} ({count})" for size, count in sizes.most_common())
+    return some((f"{_size(*size)} ({count})" for size, count in sizes.most_common()), LISTED)
 
 
 def _size(width: int, height: int) -> str:
     return f"{width}x{height}"
-
-
-def _listed(items: Iterable[str]) -> str:
-    """The first few with commas, and how many more there are."""
-    every = list(items)
-    more = [f"{len(every) - LISTED} more"] if len(every) > LISTED else []
-    return ", ".join(every[:LISTED] + more)

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from longcat_tune.data.buckets import cover_size, crop_slices
+from longcat_tune.data.framing import CENTER
 from longcat_tune.data.images import is_image, read_image
 from longcat_tune.data.sequences import iter_sequence
 from longcat_tune.data.video import VideoBackend, iter_frames
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longcat_tune.types import Bucket
-
-CENTER = (0.5, 0.5)
 
 
 def load_chunks(

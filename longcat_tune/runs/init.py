@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from longcat_tune.data.demo import demo_scenes, render
-from longcat_tune.data.manifest import some
+from longcat_tune.data.naming import some
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import ConfigError
 from longcat_tune.files import write_atomically

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Generic, Literal, TypeVar
 
 from longcat_tune.data.buckets import clip_length
+from longcat_tune.data.naming import some
 from longcat_tune.data.windows import resampled_frames
 from longcat_tune.runs.init_look import FolderContent
 from longcat_tune.runs.init_recipes import Recipe, Size
@@ -145,8 +146,8 @@ def choose_size(records: Sequence[ClipRecord], recipe: Recipe) -> Choice[Size]:
     few = (1 - MOSTLY) * len(records)
     best, *_ = recipe.sizes
     size = next((one for one in recipe.sizes if _enlarged(sizes, one) <= few), recipe.sizes[-1])
-    listed = ", ".join(f"{w}x{h}" + (f" ({n})" if n > 1 else "") for (w, h), n in sizes.most_common(LISTED))
-    listed += f" and {len(sizes) - LISTED} more sizes" if len(sizes) > LISTED else ""
+    told = (f"{w}x{h}" + (f" ({n})" if n > 1 else "") for (w, h), n in sizes.most_common())
+    listed = some(told, LISTED, noun="sizes")
     count = _enlarged(sizes, size)
     told = f"{count} of {len(records)} are enlarged" if count else "none is enlarged"
     if size != best:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longcat_tune.data.naming import some
 from longcat_tune.runs.init_captions import CaptionChoice
 from longcat_tune.runs.init_choices import FramesChoice, choose_repeats
 from longcat_tune.runs.init_files import Dataset, Run
@@ -98,9 +99,11 @@ def _caption_lines(captions: CaptionChoice) -> list[Line]:
     (strategy, value), *others = captions.keys.items()
     lines = [Line(strategy, value, captions.why), *(Line(key, inner) for key, inner in others)]
     if captions.missing:
-        names = ", ".join(captions.missing[:SOME]) + (", ..." if len(captions.missing) > SOME else "")
+        without = (
+            f"{counted(len(captions.missing), 'file')} without a caption ({some(captions.missing, SOME)})"
+        )
         why = (
-            f"{counted(len(captions.missing), 'file')} without a caption ({names}): trained on the empty "
+            f"{count} without a caption ({names}): trained on the empty "
             'prompt; write what is missing and set this to "error", so that nothing can be missing unnoticed'
         )
         lines.append(Line("empty_caption", "use", why))

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.manifest import Manifest
+from longcat_tune.data.naming import some
 from longcat_tune.types import Notice, PlannedClip, Refusal
-
-NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,7 @@ class StartImageSet:
         unused = [record.name for record in manifest.records if record.path not in paired]
         notices = manifest.notices
         if unused:
-            names = ", ".join(unused[:NAMED_AT_MOST]) + (", ..." if len(unused) > NAMED_AT_MOST else "")
-            fact = f"start images that belong to no clip: {len(unused)} of {manifest.found} ({names})"
+            fact = f"start images that belong to no clip: {len(unused)} of {manifest.found} ({some(unused)})"
             notices += (Notice(entry.id, fact, "give each the name of its clip, or take it out"),)
         return cls(
             entry=entry,

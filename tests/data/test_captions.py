@@ -116,7 +116,7 @@ def test_missing_captions_that_may_be_empty_are_counted(tmp_path):
     assert several.notices(names) == (
         Notice(
             "clips",
-            "files without a caption, which use the empty prompt: 4 (b.mp4, c.mp4, d.mp4, ...)",
+            "files without a caption, which use the empty prompt: 4 (b.mp4, c.mp4, d.mp4, 1 more)",
             'write their captions, or set empty_caption to "error" to refuse them',
         ),
     )

@@ -82,6 +82,12 @@ class ValidationSection(Section):
         default=1, ge=1, description="Denoising steps between two previews."
     )
 
+    @property
+    def renders_in_training(self) -> bool:
+        """Whether a run renders at all, if it has something to render."""
+        after_steps = self.validation_step_interval > 0 or self.validation_epoch_interval is not None
+        return after_steps or self.validation_on_startup
+
     @model_validator(mode="after")
     def _datasets_need_an_id(self) -> Self:
         if self.validation_using_datasets and self.eval_dataset_id is None:

@@ -130,7 +130,7 @@ def _encode_latents(
     with progress("Encoding clips", len(jobs)) as bar:
         made = fill_latents(
             jobs,
-            load_chunks=partial(_load_chunks, backend=config.data.video_backend),
+            load_chunks=partial(load_job, backend=config.data.video_backend),
             encode=vae.encode,
             on_done=lambda job: bar.advance(job.bucket.name),
             least_bytes=least_bytes,
@@ -138,8 +138,10 @@ def _encode_latents(
     _tell_share("clips", made, len(jobs))
 
 
-def _load_chunks(job: LatentJob, *, backend: VideoBackend) -> Generator[Tensor, None, None]:
-    """The chunks of a clip; the last is followed by an error if the file is no longer the one it is named by.
+def load_job(job: LatentJob, *, backend: VideoBackend) -> Generator[Tensor, None, None]:
+    """Read what is encoded, frames_CFHW uint8 in the VAE's chunks.
+
+    The last one is followed by an error if the file is no longer the one it is named by.
 
     Raises:
         UnusableFileError: the file is unusable, damaged, or another one by now.

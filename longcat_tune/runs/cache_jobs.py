@@ -19,6 +19,7 @@ from longcat_tune.data.cache import (
     text_key,
     text_path,
 )
+from longcat_tune.data.captions import EMPTY_PROMPT
 from longcat_tune.data.collecting import uncollected
 from longcat_tune.data.framing import CENTER
 from longcat_tune.data.planning import clip_id
@@ -35,7 +36,6 @@ from longcat_tune.runs.weight_hashes import WeightHashes
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket, CachedSample, ClipRecord, FramePicks, PlannedClip, Stamp, TrainingSet
 
-EMPTY_PROMPT = ""
 SECONDS_BETWEEN_SAVES = 60.0
 
 
@@ -47,13 +47,13 @@ class CachedRequest:
         request: what to render.
         prompt_path: features of its prompt.
         negative_path: features of its negative prompt.
-        cond_path: latents of its start image, if it has one.
+        start: latents of what it starts from, and where that comes from; None: from text alone.
     """
 
     request: RenderRequest
     prompt_path: Path
     negative_path: Path
-    cond_path: Path | None
+    start: LatentJob | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class CacheJobs:
             request=request,
             prompt_path=self.text(request.prompt),
             negative_path=self.text(request.negative_prompt),
-            cond_path=None if image is None else self.image(image, request.size, frame=request.start_frame),
+            start=None if image is None else self.image(image, request.size, frame=request.start_frame),
         )
 
     def folders(self) -> set[Path]:
@@ -214,7 +214,7 @@ class CacheJobs:
         assert entry.cache_dir_vae is not None  # the loader fills it in
         return entry.cache_dir_vae
 
-    def image(self, image: Path, size: Bucket, *, frame: int) -> Path:
+    def image(self, image: Path, size: Bucket, *, frame: int) -> LatentJob:
         """Ask for a render's start image, in the cache of the conditioning dataset that holds it, if any.
 
         Args:
@@ -269,12 +269,12 @@ class CacheJobs:
         """Ask for a clip's start image, cut out where the clip is."""
         folder = self.clip_folder(self._partners[image.dataset_id])
         source = _Source(image.path, image.stamp)
-        return self._picture(folder, source, clip.bucket, frame=0, crop=clip.crop)
+        return self._picture(folder, source, clip.bucket, frame=0, crop=clip.crop).path
 
     def _picture(
         self, folder: Path, source: _Source, size: Bucket, *, frame: int, crop: tuple[float, float]
-    ) -> Path:
-        [path] = self._latents(
+    ) -> LatentJob:
+        self._latents(
             folder,
             source,
             [FramePicks(frame, 1, self.config.data.framerate)],
@@ -282,7 +282,7 @@ class CacheJobs:
             name=source.path.name,
             crop=crop,
         )
-        return path
+        return self.latents[-1]
 
     def _latents(
         self,

@@ -6,13 +6,13 @@ requests of the same weights, made in the same way, is left as it is.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,37 @@ from PIL import Image
 from torch import Tensor
 
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.cache import read_latents, read_text
+from longcat_tune.config.values import FrameSize
+from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.video import write_mp4
-from longcat_tune.files import write_atomically, write_json_atomically
-from longcat_tune.log import progress
+from longcat_tune.errors import DataError
+from longcat_tune.log import Bar, progress
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.build import CheckpointFolders, compute_context
-from longcat_tune.runs.cache import free_memory
+from longcat_tune.runs.cache import free_memory, load_job
 from longcat_tune.runs.cache_jobs import CachedRequest
+from longcat_tune.runs.fitting import Decoder, Fitting
+from longcat_tune.runs.gallery import save_png
 from longcat_tune.runs.precision import DTYPES
-from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, to_frames
-from longcat_tune.sampling.render import render_latents
-from longcat_tune.sampling.requests import EncodedRequest
-from longcat_tune.training.trouble import explained_out_of_memory
+from longcat_tune.runs.render_record import (
+    GRID_NAME,
+    RECORD_NAME,
+    FailedRender,
+    RenderRecord,
+    ShownVideo,
+    comparison_key,
+    read_record,
+    wanted_renders,
+)
+from longcat_tune.runs.render_request import RequestRenderer
+from longcat_tune.runs.render_watch import STRICT, RenderWatch
+from longcat_tune.sampling.numbers import psnr, sharpness, temporal_consistency
+from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, frame_strip
+from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.types import Bucket
 
 logger = logging.getLogger(__name__)
-
-GRID_NAME = "grid.png"
-RECORD_NAME = "renders.json"
 
 SHAPING_KEYS = (
     "flow_schedule_shift",
@@ -58,87 +70,143 @@ class Renderer:
 
     Attributes:
         model: the transformer; its adapter may change between two calls.
-        vae_folder: checkpoint folder of the decoder, which is loaded for every set and freed again.
-        vae_dtype: what it decodes in.
+        load_vae: loads the decoder, anew for every set, so that training has its memory; True: in tiles.
         shift: of the sigma schedule.
         fps: of the mp4s.
         device: where the model is.
         compute: entered around every denoising, such as autocast.
+        read_start: gives chunks of frames_CFHW uint8 of a start image or clip, the first frame first.
         settings: what else the pictures depend on, for the record; JSON values.
+        fitting: remembers from set to set which sizes fit.
     """
 
     model: LongCatVideoTransformer
-    vae_folder: Path
-    vae_dtype: torch.dtype
+    load_vae: Callable[[bool], VideoAutoencoder]
     shift: float
     fps: float
     device: torch.device
     compute: Callable[[], AbstractContextManager[object]]
+    read_start: Callable[[LatentJob], Iterator[Tensor]]
     settings: Mapping[str, Any]
+    fitting: Fitting
 
-    def render(self, requests: Sequence[CachedRequest], *, folder: Path, weights: str) -> tuple[Path, ...]:
+    def render(
+        self, requests: Sequence[CachedRequest], *, folder: Path, weights: str, watch: RenderWatch = STRICT
+    ) -> RenderRecord:
         """Render every request into a folder.
 
         Args:
             requests: at least one.
-            folder: gets one mp4 per request, a grid and a record of what was rendered.
+            folder: gets one mp4 and one strip of frames per request, a grid and a record of it all.
             weights: identity of base and adapter.
+            watch: hears of what goes wrong, and says whether the others are rendered then.
 
         Returns:
-            The files for people to look at: the mp4s, then the grid.
+            What was rendered, and what could not be.
 
         Raises:
             UserError: a cache file is damaged or the folder cannot be written to.
+            DeviceError: out of memory, however short the render.
         """
-        paths = [folder / f"{cached.request.file_stem}.mp4" for cached in requests]
-        shown = (*paths, folder / GRID_NAME)
-        record = _record(requests, weights=weights, settings=self.settings)
-        if all(path.is_file() for path in shown) and _same_record(folder, record):
+        wanted = wanted_renders(requests, weights=weights, settings=self.settings)
+        done = read_record(folder)
+        if done is not None and done.is_done(folder, wanted):
             logger.info("%s already shows these renders of these weights", folder)
-            return shown
+            return done
         # A record must not outlive its videos: a render that is broken off leaves none.
         (folder / RECORD_NAME).unlink(missing_ok=True)
-        with explained_out_of_memory("rendering"):
-            rows = self._write_videos(requests, paths)
-        _save_png(frame_grid(rows), folder / GRID_NAME)
+        rows: list[tuple[str, Image.Image]] = []
+        videos: list[ShownVideo] = []
+        failures: list[FailedRender] = []
+        with self._working(requests) as (renderer, bar):
+            for cached in requests:
+                name = cached.request.file_stem
+                with watch.attempt(name) as attempt:
+                    began = time.monotonic()
+                    frames_FHW3 = renderer.frames(
+                        cached, on_step=bar.advance, on_smaller=partial(watch.on_smaller, name)
+                    )
+                    video = self._video(cached, frames_FHW3, seconds=time.monotonic() - began)
+                    # A few frames only: a 480p render of 93 frames is 111 MB.
+                    strip = frame_strip(frames_FHW3[evenly_spaced(len(frames_FHW3))])
+                    write_mp4(folder / video.file, frames_FHW3, self.fps)
+                    save_png(strip, folder / video.strip)
+                    rows.append((f"{name}: {cached.request.prompt}", strip))
+                    videos.append(video)
+                failures += attempt.failures
+        if rows:
+            save_png(frame_grid(rows), folder / GRID_NAME)
+        record = RenderRecord(wanted, tuple(videos), tuple(failures))
         # Last: it says that the others are complete.
-        write_json_atomically(folder / RECORD_NAME, record)
-        return shown
+        record.write(folder)
+        return record
 
-    def _write_videos(
-        self, requests: Sequence[CachedRequest], paths: Sequence[Path]
-    ) -> list[tuple[str, Frames]]:
-        latents = self._denoise(requests)
-        vae = VideoAutoencoder.load(self.vae_folder, dtype=self.vae_dtype, device=self.device)
-        rows: list[tuple[str, Frames]] = []
-        for cached, path, latents_CTHW in zip(requests, paths, latents, strict=True):
-            frames_FHW3 = to_frames(vae.decode(latents_CTHW))
-            write_mp4(path, frames_FHW3, self.fps)
-            # A few frames only: a 480p render of 93 frames is 111 MB.
-            shown = evenly_spaced(frames_FHW3)
-            rows.append((f"{cached.request.file_stem}: {cached.request.prompt}", shown))
-        del vae
-        free_memory(self.device)
-        return rows
+    def probe(self, requests: Sequence[CachedRequest], *, watch: RenderWatch) -> None:
+        """Render one step of every kind of request and keep nothing, so that what cannot work is known early.
 
-    def _denoise(self, requests: Sequence[CachedRequest]) -> list[Tensor]:
+        Args:
+            requests: at least one.
+            watch: hears of what goes wrong.
+        """
+        kinds = {_kind(cached.request): _shortened(cached) for cached in requests}
+        with self._working(tuple(kinds.values())) as (renderer, bar):
+            for cached in kinds.values():
+                name = cached.request.file_stem
+                with watch.attempt(name):
+                    renderer.frames(cached, on_step=bar.advance, on_smaller=partial(watch.on_smaller, name))
+
+    @contextmanager
+    def _working(self, requests: Sequence[CachedRequest]) -> Iterator[tuple[RequestRenderer, Bar]]:
+        """Lend the model and a decoder for one set, and leave the model as it was."""
         was_training = self.model.training
         self.model.eval()
+        renderer = RequestRenderer(
+            model=self.model,
+            decoder=Decoder(self.load_vae, self.device),
+            fitting=self.fitting,
+            shift=self.shift,
+            device=self.device,
+            compute=self.compute,
+        )
         try:
-            with progress("Rendering", sum(c.request.num_steps for c in requests)) as bar, self.compute():
-                return [
-                    render_latents(
-                        self.model,
-                        _encoded(cached),
-                        channels=self.model.in_channels,
-                        shift=self.shift,
-                        device=self.device,
-                        on_step=bar.advance,
-                    )
-                    for cached in requests
-                ]
+            with progress("Rendering", sum(cached.request.num_steps for cached in requests)) as bar:
+                yield renderer, bar
         finally:
             self.model.train(was_training)
+            del renderer
+            free_memory(self.device)
+
+    def _video(self, cached: CachedRequest, frames_FHW3: Frames, *, seconds: float) -> ShownVideo:
+        request = cached.request
+        count, height, width, _ = frames_FHW3.shape
+        return ShownVideo(
+            key=comparison_key(cached, self.settings),
+            name=request.name,
+            prompt=request.prompt,
+            file=f"{request.file_stem}.mp4",
+            strip=f"{request.file_stem}.png",
+            cells=len(evenly_spaced(count)),
+            width=width,
+            height=height,
+            num_frames=count,
+            fps=self.fps,
+            details=_details(request),
+            numbers=self._numbers(cached, frames_FHW3),
+            seconds=seconds,
+        )
+
+    def _numbers(self, cached: CachedRequest, frames_FHW3: Frames) -> dict[str, float]:
+        numbers = {"sharpness": sharpness(frames_FHW3)}
+        consistency = temporal_consistency(frames_FHW3)
+        if consistency is not None:
+            numbers["temporal_consistency"] = consistency
+        if cached.start is not None:
+            # The latents are cached: a start image that has gone since costs a number and no render.
+            with suppress(DataError):
+                first_CFHW = next(self.read_start(cached.start))
+                wanted_HW3 = first_CFHW[:, 0].permute(1, 2, 0).numpy()
+                numbers["first_frame_psnr"] = psnr(frames_FHW3[0], wanted_HW3)
+        return numbers
 
 
 def build_renderer(
@@ -150,15 +218,21 @@ def build_renderer(
 ) -> Renderer:
     """Put a run's renderer together."""
     flat = config.flat()
+
+    def load_vae(tiling: bool) -> VideoAutoencoder:
+        dtype = DTYPES[config.model.vae_dtype]
+        return VideoAutoencoder.load(checkpoint.vae, dtype=dtype, device=device, tiling=tiling)
+
     return Renderer(
         model=model,
-        vae_folder=checkpoint.vae,
-        vae_dtype=DTYPES[config.model.vae_dtype],
+        load_vae=load_vae,
         shift=config.flow.flow_schedule_shift,
         fps=config.data.framerate,
         device=device,
         compute=compute_context(config.model, device),
+        read_start=partial(load_job, backend=config.data.video_backend),
         settings={key: flat[key] for key in SHAPING_KEYS} | {"vae": str(checkpoint.vae)},
+        fitting=Fitting(),
     )
 
 
@@ -171,35 +245,25 @@ def weights_identity(base: str, adapter: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _encoded(cached: CachedRequest) -> EncodedRequest:
-    return EncodedRequest(
-        request=cached.request,
-        prompt=read_text(cached.prompt_path),
-        negative=read_text(cached.negative_path),
-        cond_CKHW=None if cached.cond_path is None else read_latents(cached.cond_path),
-    )
+def _kind(request: RenderRequest) -> tuple[Bucket, bool, bool]:
+    """What decides how much memory a render needs."""
+    return request.size, request.guidance > 1, request.start_image is not None
 
 
-def _record(
-    requests: Sequence[CachedRequest], *, weights: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    # Cache names are content keys: they stand for the prompt's encoding and the start image's pixels.
-    renders = [
-        dataclasses.asdict(cached.request)
-        | {"prompt_key": cached.prompt_path.name, "start_key": cached.cond_path and cached.cond_path.name}
-        for cached in requests
+def _shortened(cached: CachedRequest) -> CachedRequest:
+    return replace(cached, request=replace(cached.request, num_steps=1))
+
+
+def _details(request: RenderRequest) -> tuple[str, ...]:
+    """The request in short texts, for people."""
+    details = [
+        FrameSize(request.size.width, request.size.height).described,
+        f"{request.num_steps} steps",
+        f"guidance {request.guidance:g}",
+        f"seed {request.seed}",
     ]
-    content = {"weights": weights, "settings": dict(settings), "renders": renders}
-    record: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return record
-
-
-def _same_record(folder: Path, record: dict[str, Any]) -> bool:
-    try:
-        return bool(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")) == record)
-    except (OSError, ValueError):
-        return False
-
-
-def _save_png(picture: Image.Image, path: Path) -> None:
-    write_atomically(path, lambda part: picture.save(part, format="PNG"))
+    if request.negative_prompt:
+        details.append(f"not: {request.negative_prompt}")
+    if request.start_image is not None:
+        details.append(f"starts from {request.start_image.name}")
+    return tuple(details)

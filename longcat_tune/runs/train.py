@@ -33,6 +33,7 @@ from longcat_tune.runs.render import build_renderer
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
 from longcat_tune.runs.resume import Resumed, fingerprint
+from longcat_tune.runs.step_renders import StepRenders
 from longcat_tune.training.interfaces import LoopHooks, LoopSettings
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import EventLog
@@ -207,20 +208,27 @@ class _Run:
         ):
             callbacks = Callbacks(
                 config=config,
-                base=str(self.checkpoint.transformer),
-                cached=cached,
                 parts=parts,
-                renderer=build_renderer(config, self.checkpoint, parts.model, device=device),
                 fingerprint=identity,
                 tracker_run_id=tracker.run_id,
                 events=events,
                 bar=bar,
             )
+            renders = StepRenders(
+                config=config,
+                base=str(self.checkpoint.transformer),
+                requests=cached.requests,
+                parts=parts,
+                renderer=build_renderer(config, self.checkpoint, parts.model, device=device),
+                events=events,
+            )
+            if start.step < max_steps and self.accelerator.is_main_process:
+                renders.probe(start.step)
             run_loop(
                 parts.loop,
                 groups,
                 settings=self._settings(renders=bool(cached.requests)),
-                hooks=LoopHooks(callbacks.save, callbacks.validate, callbacks.on_step, callbacks.on_event),
+                hooks=LoopHooks(callbacks.save, renders.validate, callbacks.on_step, callbacks.on_event),
                 start=start,
                 largest=load_batch(sampler.largest()),
                 held_out=held_out(cached, config.flow, parts.loop.processes),

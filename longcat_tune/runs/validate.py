@@ -15,11 +15,13 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import load_lora, set_lora_scale
 from longcat_tune.runs.build import CheckpointFolders, find_checkpoint, pick_device, uses_autocast
 from longcat_tune.runs.cache import fill_caches
+from longcat_tune.runs.gallery import write_gallery
 from longcat_tune.runs.machine import this_machine
 from longcat_tune.runs.memory_plan import resolve
 from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import build_renderer, weights_identity
+from longcat_tune.runs.render_watch import RenderWatch
 from longcat_tune.runs.report_text import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
 from longcat_tune.runs.transformer import base_weight, build_base
@@ -87,6 +89,7 @@ def validate(
     Raises:
         ConfigError: there is nothing to render, or the start image does not exist.
         UserError: a file, the weights or the device will not do.
+        DeviceError: some of the renders could not be made; the others were.
     """
     if image is not None and not image.is_file():
         msg = f"--image ({image}) does not exist; give the path of a start image"
@@ -104,9 +107,13 @@ def validate(
         adapter.add_to(model, f"lora-{number}", autocast=uses_autocast(config.model))
     folder = config.output.output_dir / "validation" / _folder_name(adapters, config.output.output_dir)
     renderer = build_renderer(config, checkpoint, model, device=device)
-    shown = renderer.render(cached.requests, folder=folder, weights=_identity(checkpoint, adapters))
-    for path in shown:
+    watch = RenderWatch(lambda name, error: logger.warning("%s failed: %s", name, error))
+    weights = _identity(checkpoint, adapters)
+    record = renderer.render(cached.requests, folder=folder, weights=weights, watch=watch)
+    page = write_gallery(folder.parent, folder)
+    for path in (*record.paths(folder), page):
         logger.info("%s", path)
+    record.require_complete()
 
 
 def _placed(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longcat_tune.types import Bucket, TextFeatures
+from longcat_tune.types import TEMPORAL_STRIDE, Bucket, TextFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ class EncodedRequest:
     def num_cond_latents(self) -> int:
         """Leading latent frames that are given."""
         return 0 if self.cond_CKHW is None else self.cond_CKHW.shape[1]
+
+    @property
+    def num_given_frames(self) -> int:
+        """Leading pixel frames that they stand for."""
+        return (self.num_cond_latents - 1) * TEMPORAL_STRIDE + 1 if self.num_cond_latents else 0
 
 
 def starting_latents(encoded: EncodedRequest, *, channels: int) -> Tensor:

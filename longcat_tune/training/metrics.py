@@ -34,6 +34,8 @@ EventName = Literal[
     "sigma_bands",
     "evaluation",
     "validation",
+    "render_failed",
+    "render_smaller",
     "checkpoint",
     "run_end",
     "error",
@@ -48,10 +50,12 @@ sigma_bands: step, and losses and counts: mean unweighted loss (null: none) and 
     from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event.
 evaluation: step, the fields of EvalResult, best_loss and best_step of the best one so far, and the seconds
     that it took.
-validation: step and the files rendered.
+validation: step, the files rendered, and numbers by video; see sampling.numbers.
+render_failed: step, render, kind, message and traceback of one that could not be made; training goes on.
+render_smaller: step, render, change and reason of one that did not fit into memory as it was asked for.
 checkpoint: step and folder.
-run_end: how it ended: finished, interrupted or failed; the peaks of device and host memory in bytes, predicted
-    and measured (null: there is no such memory).
+run_end: how it ended: finished, interrupted or failed; the peaks of device and host memory in bytes,
+    predicted and measured (null: there is no such memory).
 error: kind and message, as the user saw it.
 """
 

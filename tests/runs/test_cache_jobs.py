@@ -116,7 +116,7 @@ def test_a_folder_of_pictures_is_read_at_its_own_rate_for_training_and_for_rende
     datasets = [entry | {"id": "held-out"}, video_entry(tmp_path / "more", id="more")]
     keys = {"eval_dataset_id": "held-out", "validation_using_datasets": True}
     rendered, cached = collect(tmp_path, datasets, **keys)
-    [start] = [job for job in rendered.latents if job.path == cached.requests[0].cond_path]
+    [start] = [job for job in rendered.latents if job.path == cached.requests[0].start.path]
     assert (start.source.name, start.source_fps) == ("walk", 15)
 
 

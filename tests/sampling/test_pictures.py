@@ -1,11 +1,28 @@
-"""Frames and grids: values, sizes and order."""
+"""Frames, strips, grids and contact sheets: values, sizes and order."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 
-from longcat_tune.sampling.pictures import CELL_HEIGHT, LABEL_HEIGHT, evenly_spaced, frame_grid, to_frames
+from longcat_tune.sampling.pictures import (
+    CELL_HEIGHT,
+    LABEL_HEIGHT,
+    NOTHING,
+    SIDE_WIDTH,
+    contact_sheet,
+    drawable,
+    evenly_spaced,
+    frame_grid,
+    frame_strip,
+    strip_cell,
+    to_frames,
+)
+
+
+def plain(value: int, width: int = 64) -> Image.Image:
+    return Image.new("RGB", (width, CELL_HEIGHT), (value, value, value))
 
 
 def test_pixels_become_rounded_bytes_with_channels_last() -> None:
@@ -15,12 +32,35 @@ def test_pixels_become_rounded_bytes_with_channels_last() -> None:
     assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 255]
 
 
-def test_a_grid_shows_first_and_last_frame_of_every_video_from_left_to_right() -> None:
-    video = np.zeros((9, 32, 64, 3), np.uint8)
-    video[0], video[-1] = 200, 100
-    grid = np.asarray(frame_grid([("one", evenly_spaced(video)), ("two", evenly_spaced(video))]))
+def test_a_strip_goes_from_the_first_to_the_last_frame() -> None:
+    assert evenly_spaced(93) == [0, 23, 46, 69, 92]
+    assert evenly_spaced(1) == [0]
+    video = (
+        np.arange(0, 180, 20, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(64, 2).repeat(3, 3)
+    )
+    strip = frame_strip(video[evenly_spaced(9)])
+    assert strip.size == (5 * 2 * CELL_HEIGHT, CELL_HEIGHT)
+    shown = [strip_cell(strip, 5, index).getpixel((9, 9)) for index in range(5)]
+    assert shown == [(value,) * 3 for value in (0, 40, 80, 120, 160)]
+
+
+def test_a_grid_has_one_labelled_strip_under_the_other() -> None:
+    grid = np.asarray(frame_grid([("one", plain(200)), ("two", plain(100, width=90))]))
     row = CELL_HEIGHT + LABEL_HEIGHT
-    assert grid.shape == (2 * row, 5 * 2 * CELL_HEIGHT, 3)
-    middle = row + LABEL_HEIGHT + CELL_HEIGHT // 2
-    assert grid[middle, 5, 0] == 200
-    assert grid[middle, -5, 0] == 100
+    assert grid.shape == (2 * row, 90, 3)
+    assert grid[LABEL_HEIGHT + 5, 5, 0] == 200
+    assert grid[row + LABEL_HEIGHT + 5, 85, 0] == 100
+    assert (grid[:LABEL_HEIGHT] > 150).any()
+
+
+def test_a_contact_sheet_has_videos_down_and_moments_across() -> None:
+    rows = [("one", [plain(10), plain(20)]), ("two", [None, plain(40)])]
+    sheet = np.asarray(contact_sheet(["step 0", "step 5"], rows))
+    assert sheet.shape == (LABEL_HEIGHT + 2 * CELL_HEIGHT, SIDE_WIDTH + 128, 3)
+    middles = [LABEL_HEIGHT + CELL_HEIGHT // 2, LABEL_HEIGHT + CELL_HEIGHT * 3 // 2]
+    assert sheet[middles, SIDE_WIDTH + 5, 0].tolist() == [10, NOTHING[0]]
+    assert sheet[middles, SIDE_WIDTH + 69, 0].tolist() == [20, 40]
+
+
+def test_letters_that_the_font_lacks_become_a_dot() -> None:
+    assert drawable("Zürich at 夜晚, rain\n") == "Zürich at ·, rain·"

@@ -1,0 +1,88 @@
+"""One cached request to frames: denoised and decoded at the largest size that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from longcat_tune.data.cache import read_latents, read_text
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.runs.cache_jobs import CachedRequest
+from longcat_tune.runs.fitting import Decoder, Fitting, OnSmaller
+from longcat_tune.sampling.pictures import Frames, to_frames
+from longcat_tune.sampling.render import render_latents
+from longcat_tune.sampling.requests import EncodedRequest
+from longcat_tune.types import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRenderer:
+    """What the renders of one set share.
+
+    Attributes:
+        model: the transformer, in its evaluation mode.
+        decoder: the VAE.
+        fitting: which sizes fit.
+        shift: of the sigma schedule.
+        device: where the model is.
+        compute: entered around every denoising, such as autocast.
+    """
+
+    model: LongCatVideoTransformer
+    decoder: Decoder
+    fitting: Fitting
+    shift: float
+    device: torch.device
+    compute: Callable[[], AbstractContextManager[object]]
+
+    def frames(self, cached: CachedRequest, *, on_step: Callable[[], None], on_smaller: OnSmaller) -> Frames:
+        """Render one request.
+
+        Args:
+            cached: what to render.
+            on_step: called after every step.
+            on_smaller: hears of what is lowered to fit into memory.
+
+        Returns:
+            frames_FHW3, fewer than asked for where those did not fit.
+
+        Raises:
+            UserError: a cache file is damaged.
+            DeviceError: out of memory, however short the render.
+        """
+        encoded = _encoded(cached)
+
+        def denoise(size: Bucket) -> Tensor:
+            sized = replace(encoded, request=replace(encoded.request, size=size))
+            with self.compute():
+                return render_latents(
+                    self.model,
+                    sized,
+                    channels=self.model.in_channels,
+                    shift=self.shift,
+                    device=self.device,
+                    on_step=on_step,
+                )
+
+        latents_CTHW = self.fitting.make(
+            denoise,
+            cached.request.size,
+            given_frames=encoded.num_given_frames,
+            device=self.device,
+            on_smaller=on_smaller,
+        )
+        pixels_CFHW = self.decoder.use(lambda vae: vae.decode(latents_CTHW), on_smaller=on_smaller)
+        return to_frames(pixels_CFHW)
+
+
+def _encoded(cached: CachedRequest) -> EncodedRequest:
+    return EncodedRequest(
+        request=cached.request,
+        prompt=read_text(cached.prompt_path),
+        negative=read_text(cached.negative_path),
+        cond_CKHW=None if cached.start is None else read_latents(cached.start.path),
+    )

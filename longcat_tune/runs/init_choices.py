@@ -146,8 +146,8 @@ def choose_size(records: Sequence[ClipRecord], recipe: Recipe) -> Choice[Size]:
     few = (1 - MOSTLY) * len(records)
     best, *_ = recipe.sizes
     size = next((one for one in recipe.sizes if _enlarged(sizes, one) <= few), recipe.sizes[-1])
-    told = (f"{w}x{h}" + (f" ({n})" if n > 1 else "") for (w, h), n in sizes.most_common())
-    listed = some(told, LISTED, noun="sizes")
+    shapes = (f"{w}x{h}" + (f" ({n})" if n > 1 else "") for (w, h), n in sizes.most_common())
+    listed = some(shapes, LISTED, noun="sizes")
     count = _enlarged(sizes, size)
     told = f"{count} of {len(records)} are enlarged" if count else "none is enlarged"
     if size != best:

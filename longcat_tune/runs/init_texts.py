@@ -99,9 +99,7 @@ def _caption_lines(captions: CaptionChoice) -> list[Line]:
     (strategy, value), *others = captions.keys.items()
     lines = [Line(strategy, value, captions.why), *(Line(key, inner) for key, inner in others)]
     if captions.missing:
-        without = (
-            f"{counted(len(captions.missing), 'file')} without a caption ({some(captions.missing, SOME)})"
-        )
+        count, names = counted(len(captions.missing), "file"), some(captions.missing, SOME)
         why = (
             f"{count} without a caption ({names}): trained on the empty "
             'prompt; write what is missing and set this to "error", so that nothing can be missing unnoticed'

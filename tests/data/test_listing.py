@@ -43,8 +43,8 @@ def test_other_and_hidden_files_are_not_found(tmp_path):
         write_clip(tmp_path / f"{number}.mp4", frames=1)
     line, _ = told(clips_in(tmp_path, dataset_type="image"))
     assert line == (
-        "clips: files that dataset_type image does not take: 8 (0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 3 "
-        "more); to use them, make them a dataset of their own kind"
+        "clips: files that dataset_type image does not take: 8 (0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4, 3 more); "
+        "to use them, make them a dataset of their own kind"
     )
 
 

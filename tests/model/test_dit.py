@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from longcat_tune.model.attention import sdpa_attention
 from longcat_tune.model.dit import LongCatVideoTransformer
+from tests.model.float64 import RefuseFloat64
 
 
 def small_model(**changes: object) -> LongCatVideoTransformer:
@@ -74,20 +74,10 @@ def test_a_cache_without_condition_frames_is_refused() -> None:
         small_model()(latents, timestep, text, mask, kv_cache={})
 
 
-class RefuseFloat64(TorchDispatchMode):
-    """Fails on any operation that makes a float64 tensor, which MPS does not have."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), func
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_float64_reaches_the_device(dtype: torch.dtype) -> None:
     model, (latents, timestep, text, mask) = small_model().to(dtype), inputs()
-    with RefuseFloat64():
+    with RefuseFloat64("cpu"):
         model(latents, timestep, text, mask, num_cond_latents=1).sum().backward()
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from longcat_tune.config.memory import MemorySection
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
+from longcat_tune.errors import ConfigError
 from longcat_tune.memory.frozen import FrozenLinear
-from longcat_tune.memory.sharding import shard_blocks
+from longcat_tune.memory.sharding import BlockSharding
 from longcat_tune.memory.streaming import BlockStream, spread_evenly
 from longcat_tune.model.attention import AttentionChoice, choose_attention
 from longcat_tune.model.block_sparse.settings import read_block_sparse_settings
@@ -65,13 +66,22 @@ def build_base(
     attention = _attention(config.model, folder, device=device, trains=trains)
     weights = base_weights(config.model, device)
     stream, streamed = _stream(config.memory, folder, device=device)
+    if sharded and (weights.quantize or streamed):
+        raise ConfigError(
+            "sharing the base out over processes (FSDP) needs plain weights on the device, and these are to "
+            "be quantized or streamed; leave out the launcher's --use_fsdp, or base_model_precision and the "
+            "keys of offloading"
+        )
+    sharding = BlockSharding(device) if sharded else None
 
     def prepare(number: int, block: nn.Module) -> None:
         if weights.quantize or number in streamed:
             weights.freeze(block)
         if stream is not None and number in streamed:
             stream.add(block)
-        elif not sharded:
+        elif sharding is not None:
+            sharding.add(block)
+        else:
             block.to(device)
 
     with explained_out_of_memory("loading the transformer"):
@@ -83,8 +93,8 @@ def build_base(
             prepare_block=prepare,
             block_device=lambda number: _read_on(device, weights, host=sharded or number in streamed),
         )
-        if sharded:
-            shard_blocks(model, model.blocks, device=device)
+        if sharding is not None:
+            sharding.enclose(model, model.blocks)
     model.plan_attention = attention.plan
     model.ffn_chunk_tokens = config.memory.feed_forward_chunk_size
     model.elementwise = choose_elementwise(

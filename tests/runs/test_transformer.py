@@ -180,3 +180,15 @@ def test_the_rest_of_a_run_finds_plain_layers_where_nothing_is_streamed() -> Non
     model = base().model
     assert not any(isinstance(module, FrozenLinear) for module in model.modules())
     assert isinstance(model.blocks[0].attn.qkv, nn.Linear)
+
+
+@pytest.mark.parametrize("keys", [{"musubi_blocks_to_swap": 1}, {"base_model_precision": "int8-quanto"}])
+def test_a_base_that_is_shared_out_over_processes_must_be_plain_and_on_the_device(
+    keys: dict[str, Any],
+) -> None:
+    if "base_model_precision" in keys:
+        pytest.importorskip("optimum.quanto")
+    config = config_of(**keys)
+    folder = find_checkpoint(config.model).transformer
+    with pytest.raises(ConfigError, match=r"needs plain weights on the device.*--use_fsdp"):
+        build_base(config, folder, device=CPU, trains=True, sharded=True)

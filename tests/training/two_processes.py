@@ -26,7 +26,7 @@ from longcat_tune.checkpoint.optimizer_file import read_optimizer
 from longcat_tune.checkpoint.run_state import RunState, read_checkpoint, save_checkpoint
 from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
 from longcat_tune.memory.recompute import enable_recompute
-from longcat_tune.memory.sharding import shard_blocks
+from longcat_tune.memory.sharding import BlockSharding
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import add_lora, lora_state
 from longcat_tune.model.lora_targets import lora_target_modules
@@ -67,7 +67,10 @@ def transformer(*, sharded: bool) -> LongCatVideoTransformer:
         model = LongCatVideoTransformer(4, 4, 32, 2, 2, 6, 4, 16, 16)
     model.requires_grad_(requires_grad=False)
     if sharded:
-        shard_blocks(model, model.blocks, device=torch.device("cpu"))
+        sharding = BlockSharding(torch.device("cpu"))
+        for block in model.blocks:
+            sharding.add(block)
+        sharding.enclose(model, model.blocks)
     names = lora_target_modules(model, "all-linear")
     add_lora(model, targets=names, rank=2, alpha=4, dropout=0.2, generator=Generator().manual_seed(1))
     enable_recompute(model.blocks)

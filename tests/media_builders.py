@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from longcat_tune.data.video import VideoBackend, iter_frames
+
 WIDTH, HEIGHT = 64, 48
 DARK, BRIGHT, THRESHOLD = 40, 220, 130
 TIMESCALE = Fraction(1, 90000)
@@ -30,6 +32,13 @@ VP9 = {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8
 VP8 = {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "300k", "g": "12"}}
 AV1 = {"codec": "libsvtav1", "options": {"preset": "12", "g": "12"}}
 MPEG4 = {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}
+
+
+def read_frames(
+    path: Path, frame_times: Sequence[float], *, backend: VideoBackend = "auto"
+) -> NDArray[np.uint8]:
+    """The frames of a small video at these times, FHW3."""
+    return np.stack(list(iter_frames(path, frame_times, backend=backend)))
 
 
 def numbered_picture(number: int, *, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:

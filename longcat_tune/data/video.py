@@ -124,13 +124,6 @@ def iter_frames(
         yield from repeat(picture, times)
 
 
-def read_frames(
-    path: Path, frame_times: Sequence[float], *, backend: VideoBackend = "auto"
-) -> NDArray[np.uint8]:
-    """Read frames_FHW3 at the given times; see `iter_frames`, which needs less memory."""
-    return np.stack(list(iter_frames(path, frame_times, backend=backend)))
-
-
 def write_mp4(path: Path, frames_FHW3: NDArray[np.uint8], fps: float) -> None:
     """Write an H.264 video that browsers play, without sound; complete or not at all.
 

@@ -9,10 +9,10 @@ import pytest
 from longcat_tune.data.lots import lot
 from longcat_tune.data.manifest import scan
 from longcat_tune.data.planning import clip_id, plan_dataset
-from longcat_tune.data.video import probe, read_frames
+from longcat_tune.data.video import probe
 from longcat_tune.types import TEXT_TO_VIDEO, Bucket, Refusal
 from tests.data.records import FOLDER, entry, image, manifest, plan_of, planned, record
-from tests.media_builders import numbers_of, write_clip
+from tests.media_builders import numbers_of, read_frames, write_clip
 
 
 def test_clip_of_the_target_length_takes_every_frame_once():

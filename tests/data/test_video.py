@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.video import iter_frames, probe, read_frames
+from longcat_tune.data.video import iter_frames, probe
 from tests.data.video_clips import CLIPS, FRAMES, VARIABLE_TICKS, windows
-from tests.media_builders import HEIGHT, WIDTH, number_of, numbered_picture, numbers_of, write_clip
+from tests.media_builders import (
+    HEIGHT,
+    WIDTH,
+    number_of,
+    numbered_picture,
+    numbers_of,
+    read_frames,
+    write_clip,
+)
 
 MOTORCYCLE = Path(__file__).parents[3] / "shared/media/motorcycle.mp4"
 

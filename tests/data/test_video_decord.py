@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.video import probe, read_frames
+from longcat_tune.data.video import probe
 from longcat_tune.errors import ConfigError
 from tests.data.video_clips import CLIPS, FRAMES, REFUSED_BY_DECORD, message_of, windows
-from tests.media_builders import write_clip
+from tests.media_builders import read_frames, write_clip
 
 
 @pytest.mark.parametrize("name", REFUSED_BY_DECORD)

@@ -12,7 +12,6 @@ import pytest
 
 from longcat_tune.data.planning import DatasetPlan
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.video import read_frames
 from longcat_tune.types import PlannedClip
 from tests.data.video_clips import (
     CLIPS,
@@ -22,7 +21,7 @@ from tests.data.video_clips import (
     plan_folder,
     source_times,
 )
-from tests.media_builders import AV1, VP9, cut_off, damage, numbers_of, write_clip
+from tests.media_builders import AV1, VP9, cut_off, damage, numbers_of, read_frames, write_clip
 
 FRAMERATES = (15, 24, 25)
 NINE = {"num_frames": 9}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.data.video import probe, read_frames
+from longcat_tune.data.video import probe
 from tests.data.video_clips import CLIPS, FRAMES, message_of
 from tests.media_builders import (
     H264,
@@ -24,6 +24,7 @@ from tests.media_builders import (
     damage,
     numbered_picture,
     numbers_of,
+    read_frames,
     write_clip,
 )
 

@@ -6,8 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from longcat_tune.data.video import probe, read_frames, write_mp4
+from longcat_tune.data.video import probe, write_mp4
 from longcat_tune.errors import DataError
+from tests.media_builders import read_frames
 
 
 def test_written_mp4_plays_anywhere_and_keeps_its_colours(tmp_path):

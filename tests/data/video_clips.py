@@ -13,7 +13,7 @@ import pytest
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.manifest import scan
 from longcat_tune.data.planning import DatasetPlan, plan_dataset
-from longcat_tune.data.video import VideoBackend, read_frames
+from longcat_tune.data.video import VideoBackend
 from longcat_tune.errors import UserError
 from tests.media_builders import (
     AV1,
@@ -25,6 +25,7 @@ from tests.media_builders import (
     TINY_OPEN_GOP,
     VP8,
     VP9,
+    read_frames,
 )
 
 FRAMES = 60

@@ -14,7 +14,7 @@ from PIL import Image
 from longcat_tune.cli import main
 from longcat_tune.data.images import read_image
 from longcat_tune.data.transforms import to_chunks
-from longcat_tune.data.video import iter_frames, probe, read_frames, write_mp4
+from longcat_tune.data.video import iter_frames, probe, write_mp4
 from longcat_tune.data.video_packets import read_packets
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
@@ -22,6 +22,7 @@ from longcat_tune.runs import render
 from longcat_tune.sampling.pictures import to_frames
 from longcat_tune.types import Bucket
 from tests.data.video_clips import nearest_frames, plan_folder, source_times
+from tests.media_builders import read_frames
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 CAPTION = "a motorcycle drives along a road"

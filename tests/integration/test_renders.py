@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.video import probe, read_frames
+from longcat_tune.data.video import probe
 from longcat_tune.errors import ConfigError
 from longcat_tune.runs.train import train
 from longcat_tune.runs.validate import validate
 from tests.builders import make_clips, make_run, video_entry
+from tests.media_builders import read_frames
 
 
 def frames(path: Path) -> np.ndarray:

@@ -66,6 +66,8 @@ def build_accelerator() -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    # transformers would leave weights out in all processes but the first, for accelerate to send them.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # Autocast is this tool's own: what a launcher's settings say of precision must not scale the loss.
     return Accelerator(
         cpu=pick_device().type == "cpu",

@@ -135,6 +135,10 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tmp_path: Path) 
         torch.testing.assert_close(last_lora(two)[key], weight, rtol=1e-4, atol=1e-7)
 
     # With the base shared out between them as accelerate launch --use_fsdp asks: the same to the bit.
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    fsdp = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
     shared = run_two_processes(tmp_path / "shared", clips, {**os.environ, **fsdp}, **exact)
     assert all(torch.equal(last_lora(shared)[key], weight) for key, weight in last_lora(two).items())

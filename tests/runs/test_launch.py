@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from longcat_tune.errors import ConfigError
-from longcat_tune.runs.launch import require_launch, require_shardable
+from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,13 @@ def test_an_engine_that_is_not_used_is_refused_with_a_remedy(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         require_launch(environment)
+
+
+def test_every_process_loads_its_encoders_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As accelerate launch --use_fsdp sets it by default; transformers reads it.
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    build_accelerator()
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 def test_what_a_shared_out_base_cannot_do_is_refused() -> None:

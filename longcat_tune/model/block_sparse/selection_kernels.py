@@ -43,7 +43,7 @@ def means_kernel(
 
 
 @triton.jit
-def best_kernel(scores_ptr, spans_ptr, out_ptr, num_keys, count, BLOCK_K: tl.constexpr):
+def best_kernel(scores_ptr, spans_ptr, chosen_ptr, num_keys, count, BLOCK_K: tl.constexpr):
     """One program: the spans of the `count` best key blocks of one row of scores, ascending.
 
     The lowest score that is kept is found bit by bit, counting in registers; sorting the row would cost more
@@ -68,4 +68,4 @@ def best_kernel(scores_ptr, spans_ptr, out_ptr, num_keys, count, BLOCK_K: tl.con
     kept = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= free))
     place = tl.cumsum(kept.to(tl.int32), 0) - 1
     spans = tl.load(spans_ptr + cols, mask=here, other=0)
-    tl.store(out_ptr + row * count + place, spans, mask=kept)
+    tl.store(chosen_ptr + row * count + place, spans, mask=kept)

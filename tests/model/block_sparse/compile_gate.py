@@ -2,7 +2,8 @@
 
 Runs in its own process, because Triton compiles nothing once its interpreter is on.
 Arguments: kernel/capability/head_dim/dtype/partial, for example dq/90/128/bf16/1; optionally a launch to try
-in place of the table's, dq/90/128/bf16/1/64x64/4w/2s.
+in place of the table's, dq/90/128/bf16/1/64x64/4w/2s. The kernels of the selection, means and best, take a
+capability, head width and dtype, and no more.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from longcat_tune.model.block_sparse import kernels
+from longcat_tune.model.block_sparse import kernels, selection_kernels
 from longcat_tune.model.block_sparse.launch_table import Launch, launch_of
 from longcat_tune.model.block_sparse.partition import SPAN_BASE
 
 BLOCK_TOKENS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-HEADS = re.compile(r"(q|k|v|out|dout|dq|dk|dv)_ptr")
+HEADS = re.compile(r"(q|k|v|x|out|dout|dq|dk|dv)_ptr")
+FLOAT32 = {"lse_ptr", "delta_ptr", "scores_ptr", "means_ptr"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -36,17 +38,16 @@ def signature_of(names: list[str], constants: dict[str, Any], dtype: str) -> dic
         if name in constants:
             types[name] = "constexpr"
         elif name.endswith("_ptr"):
-            halves = {"lse_ptr": "*fp32", "delta_ptr": "*fp32"}
-            types[name] = f"*{dtype}" if HEADS.fullmatch(name) else halves.get(name, "*i32")
+            kept = f"*{dtype}" if HEADS.fullmatch(name) else "*i32"
+            types[name] = "*fp32" if name in FLOAT32 else kept
         else:
             types[name] = "fp32" if name.startswith("scale") else "i32"
     return types
 
 
-def compile_kernel(
+def compile_attention(
     name: str, capability: int, head_dim: int, dtype: str, partial: bool, launch: Launch
 ) -> dict[str, Any]:
-    kernel = getattr(kernels, f"{name}_kernel")
     block_m, block_n = min(launch.block_m, BLOCK_TOKENS), min(launch.block_n, BLOCK_TOKENS)
     constants = {
         "SPAN_BASE": SPAN_BASE,
@@ -59,26 +60,41 @@ def compile_kernel(
         "PARTIAL": partial,
         "UPCAST": False,
     }
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    kernel = getattr(kernels, f"{name}_kernel")
+    about = {"partial": partial, "launch": f"{block_m}x{block_n} {launch.num_warps}w {launch.num_stages}s"}
+    return about | compile_kernel(kernel, capability, constants, dtype, options)
+
+
+def compile_selection(name: str, capability: int, head_dim: int, dtype: str) -> dict[str, Any]:
+    every = {
+        "SPAN_BASE": SPAN_BASE,
+        "BLOCK": BLOCK_TOKENS,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_K": 4096,
+    }
+    kernel = getattr(selection_kernels, f"{name}_kernel")
+    constants = {key: value for key, value in every.items() if key in kernel.arg_names}
+    return compile_kernel(kernel, capability, constants, dtype, {"num_warps": 4})
+
+
+def compile_kernel(
+    kernel: Any, capability: int, constants: dict[str, Any], dtype: str, options: dict[str, int]
+) -> dict[str, Any]:
     names = kernel.arg_names
     signature = signature_of(names, constants, dtype)
     # What Triton sees of real tensors: aligned pointers, strides that are multiples of 16.
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or "_stride_" in name]
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or "stride_" in name]
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned}),
         target=GPUTarget("cuda", capability, 32),
-        options={
-            "num_warps": launch.num_warps,
-            "num_stages": launch.num_stages,
-            "enable_fp_fusion": True,
-        },
+        options=options | {"enable_fp_fusion": True},
     )
     return {
-        "kernel": name,
+        "kernel": kernel.__name__,
         "capability": capability,
-        "head_dim": head_dim,
         "dtype": dtype,
-        "partial": partial,
-        "launch": f"{block_m}x{block_n} {launch.num_warps} warps {launch.num_stages} stages",
         "shared_kib": compiled.metadata.shared / 1024,
         "wgmma": sorted(set(re.findall(r"wgmma\S*\.(m64n\d+)k", compiled.asm["ptx"]))),
         **resources(compiled.asm["cubin"]),
@@ -99,12 +115,15 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def main(arguments: list[str]) -> None:
     for argument in arguments:
-        name, capability, head_dim, dtype, partial, *tried = argument.split("/")
-        major, minor = divmod(int(capability), 10)
-        launch = launch_of(name, capability=(major, minor), head_dim=int(head_dim), dtype=DTYPES[dtype])
-        if tried:
-            launch = Launch(*(int(number) for number in re.findall(r"\d+", " ".join(tried))))
-        result = compile_kernel(name, int(capability), int(head_dim), dtype, partial == "1", launch)
+        name, capability, head_dim, dtype, *rest = argument.split("/")
+        if name in {"means", "best"}:
+            result = compile_selection(name, int(capability), int(head_dim), dtype)
+        else:
+            major, minor = divmod(int(capability), 10)
+            launch = launch_of(name, capability=(major, minor), head_dim=int(head_dim), dtype=DTYPES[dtype])
+            if rest[1:]:
+                launch = Launch(*(int(number) for number in re.findall(r"\d+", " ".join(rest[1:]))))
+            result = compile_attention(name, int(capability), int(head_dim), dtype, rest[0] == "1", launch)
         sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -37,6 +37,7 @@ def compiled(arguments: list[str]) -> list[dict[str, Any]]:
 
 def test_kernels_compile_without_spilling_for_every_device() -> None:
     wanted = [f"{kernel}/{capability}/128/bf16/1" for capability in CAPABILITIES for kernel in KERNELS]
+    wanted += ["means/80/128/bf16", "best/80/128/bf16"]
     results = compiled(wanted)
     assert len(results) == len(wanted)
     for result in results:
@@ -44,7 +45,7 @@ def test_kernels_compile_without_spilling_for_every_device() -> None:
         assert result["stack_bytes"] == 0, result
         assert result["registers"] <= 255, result
         assert result["shared_kib"] <= SHARED_KIB[result["capability"]], result
-        if result["capability"] == 90:
+        if result["capability"] == 90 and "partial" in result:
             # Hopper's own matrix instructions, as wide as the head for the accumulators.
             assert "m64n128" in result["wgmma"], result
             # Two programs of 4 warps: 65536 registers to a multiprocessor.

@@ -25,6 +25,7 @@ class Term:
         where: in the device's memory or in the host's.
         source: how the number comes about.
         reserve: held beside torch's tensors, so that torch's own peak does not show it.
+        of_card: of a card's own libraries; there is no such thing where a CPU computes.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Term:
     where: Where
     source: str
     reserve: bool = False
+    of_card: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Moment:
 
     def on_one_memory(self) -> Moment:
         """The same where device and host share one memory, as on a CPU, which holds nothing in reserve."""
-        shared = (replace(term, where="host") for term in self.terms if not term.reserve)
+        kept = (term for term in self.terms if not (term.reserve or term.of_card))
+        shared = (replace(term, where="host") for term in kept)
         return replace(self, terms=tuple(shared))
 
 

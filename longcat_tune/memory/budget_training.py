@@ -177,7 +177,7 @@ def lasting_terms(training: Training) -> tuple[Term, ...]:
 def base_terms(imports_bytes: int) -> tuple[Term, ...]:
     """What every moment holds beside tensors."""
     return (
-        Term("products' workspace", WORKSPACE, "device", "cuBLAS, 2 x 32 MiB"),
+        Term("products' workspace", WORKSPACE, "device", "cuBLAS, 2 x 32 MiB", of_card=True),
         Term("Python and libraries", imports_bytes, "host", "measured on this machine, or typical"),
     )
 

@@ -106,7 +106,7 @@ def run_sizes(
     rendered = sorted({request.size for request in requests})
     return RunSizes(
         shape=shape,
-        adapter=_adapter_size(shape, adapter, config.training),
+        adapter=adapter_size(shape, adapter, config.training),
         batch_size=config.training.train_batch_size,
         micro_batches=config.training.gradient_accumulation_steps,
         trained=tuple(trained) if adapter is not None else (),
@@ -143,7 +143,14 @@ def placement_of(config: RunConfig, depth: int) -> Placement:
     )
 
 
-def _adapter_size(shape: ModelShape, plan: AdapterPlan | None, training: TrainingSection) -> AdapterSize:
+def adapter_size(shape: ModelShape, plan: AdapterPlan | None, training: TrainingSection) -> AdapterSize:
+    """What is trained, in numbers.
+
+    Args:
+        shape: of the transformer.
+        plan: of the adapter; None: nothing is trained.
+        training: the section; its optimizer has a state.
+    """
     if plan is None:
         return AdapterSize(0, in_attention=False, in_ffn=False, state_bytes=0.0, averaged=False)
     parameters = sum(shape.linear(name).lora(rank) for name, rank in plan.ranks.items())

@@ -28,7 +28,7 @@ from longcat_tune.checkpoint.lora_writer import (
 from longcat_tune.checkpoint.peft_config import DIFFUSERS_KEY, OWN_KEY, adapter_metadata
 from longcat_tune.checkpoint.tensor_stream import Layout, in_order, write_tensor_stream
 from longcat_tune.errors import CheckpointError
-from longcat_tune.files import write_atomically
+from longcat_tune.files import PART_SUFFIX, write_atomically
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_FILES: Mapping[LoraFormat, str] = {
@@ -128,6 +128,8 @@ def write_lora_files(folder: Path, lora: LoraWeights, formats: Sequence[LoraForm
 def copy_lora_files(source: Path, target: Path, formats: Sequence[LoraFormat]) -> None:
     """Put files that were proved when they were written into another folder, each in one step.
 
+    What a killed process has left of such a file is removed.
+
     Args:
         source: the folder that `write_lora_files` wrote.
         target: made when missing.
@@ -137,6 +139,8 @@ def copy_lora_files(source: Path, target: Path, formats: Sequence[LoraFormat]) -
         UserError: the folder cannot be written to or the disk is full.
     """
     for name in (LORA_FILES[form] for form in formats):
+        for leftover in target.glob(f"{name}.*{PART_SUFFIX}"):
+            leftover.unlink()
         write_atomically(target / name, partial(shutil.copyfile, source / name))
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,9 @@ def _put_back(output_dir: Path) -> None:
     for aside in output_dir.glob(f"checkpoint-*{ASIDE}"):
         folder = aside.with_name(aside.name.removesuffix(ASIDE))
         if not folder.exists():
-            aside.rename(folder)
+            # Another process of the same run may be quicker.
+            with suppress(FileNotFoundError):
+                aside.rename(folder)
 
 
 def _folder(output_dir: Path, step: int) -> Path:

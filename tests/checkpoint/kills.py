@@ -40,8 +40,9 @@ def touches(action: Callable[[], object]) -> int:
 
 
 def moments(action: Callable[[], object], count: int = 20) -> list[int]:
-    """Draw some of an action's touches, always the same ones; it is done, as in `touches`."""
-    return sorted(random.Random(0).sample(range(1, touches(action) + 1), count))
+    """The first of an action's touches, the last, and some between, always the same; it is done, too."""
+    last = touches(action)
+    return [1, *sorted(random.Random(0).sample(range(2, last), count - 2)), last]
 
 
 def kill_at(touch: int, action: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from longcat_tune.checkpoint.lora_file import LORA_FILES, read_lora
 from longcat_tune.checkpoint.run_state import latest_checkpoint
 from longcat_tune.config.run import RunConfig
+from longcat_tune.files import PART_SUFFIX
 from longcat_tune.runs.callbacks import Callbacks
 from longcat_tune.runs.train import train
 from longcat_tune.training.interfaces import LoopState
@@ -79,7 +80,10 @@ def test_a_kill_at_twenty_moments_of_saving_costs_no_more_than_a_step(
         for form in FORMATS:
             read_lora(out / LORA_FILES[form])
     assert set(steps) == {2, 3}
+    # As a kill within writing it leaves it.
+    (out / f"{LORA_FILES['peft']}.a1b2{PART_SUFFIX}").write_bytes(b"half")
     run(tmp_path / "killed", clips, max_train_steps=4)
+    assert not list(out.glob(f"*{PART_SUFFIX}"))
     for name in ("ema.safetensors", "optimizer.safetensors", *(LORA_FILES[form] for form in FORMATS)):
         one, other = (
             load_file(folder / "checkpoint-000004" / name) for folder in (whole.output.output_dir, out)

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from longcat_tune.model.block_sparse import function, trial
-from longcat_tune.model.block_sparse.lists import BlockLists
-from longcat_tune.model.block_sparse.selection import SelectionRule
+from longcat_tune.model.block_sparse.selection import SelectionRule, select_lists
 from longcat_tune.model.block_sparse.settings import BlockSparseSettings
 from longcat_tune.model.block_sparse.trial import kernel_fault
 from tests.model.block_sparse.blocks import CPU
 
-SETTINGS = BlockSparseSettings((1, 4, 4), SelectionRule(0.9))
+SETTINGS = BlockSparseSettings((1, 2, 2))
 
 
 def fault(*, training: bool = True) -> str | None:
@@ -23,11 +22,13 @@ def fault(*, training: bool = True) -> str | None:
 def test_kernels_that_compute_the_definition_have_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
 
-    def by_kernel(q: Tensor, k: Tensor, v: Tensor, queries, keys, mask) -> Tensor:
-        return function.attend_by_kernel(q, k, v, BlockLists.of_mask(mask, keys), queries, keys)
+    def by_kernel(q: Tensor, k: Tensor, v: Tensor, queries, keys, rule) -> Tensor:
+        lists = select_lists(q, k, queries, keys, rule)
+        return function.attend_by_kernel(q, k, v, lists, queries, keys)
 
     monkeypatch.setattr(trial, "attend_in_blocks", by_kernel)
     monkeypatch.setattr(trial, "NUM_HEADS", 1)
+    monkeypatch.setattr(trial, "RULE", SelectionRule(0.9))
     with torch.inference_mode():
         assert fault() is None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import sys
 from dataclasses import replace
 
 import pytest
@@ -58,14 +58,18 @@ def test_a_caption_names_its_own_file_only():
     assert len(keys) == 12
 
 
-def test_keys_of_100_000_clips_take_about_a_second(tmp_path):
-    start = time.process_time()
-    for number in range(20_000):
+def test_naming_a_clip_takes_few_calls(tmp_path):
+    calls = []
+    sys.setprofile(lambda _frame, event, _arg: calls.append(event))
+    try:
         picks = FramePicks(0, 93, 30.0)
-        key = cache.latent_key(f"{number:032x}", **(PARTS | {"picks": picks}))
+        key = cache.latent_key(f"{1:032x}", **(PARTS | {"picks": picks}))
         path = cache.latents_path(tmp_path, key)
         LatentJob("clips/a", tmp_path, Stamp(1, 1), picks, BUCKET, CENTER, None, path)
-    assert time.process_time() - start < 1  # 0.2 s when nothing else runs
+    finally:
+        sys.setprofile(None)
+    # Counted, for a clock would measure what else the machine does: 100,000 of them take about a second.
+    assert len([event for event in calls if event.endswith("call")]) < 100
 
 
 def test_only_missing_and_short_files_are_filled_and_shared_ones_once(tmp_path):

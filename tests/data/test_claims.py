@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from longcat_tune.data import claims
 from longcat_tune.data.claims import LOCK_NAME, Claims, make_once
 from longcat_tune.errors import UserError
 
@@ -26,6 +24,9 @@ for line in sys.stdin:
     claims.release(Path(line.strip()))
     print("released", flush=True)
 """
+
+WAITING = "longcat_tune.data.claims.time.sleep"
+"""What a process does between two looks at others' work; tests do that work meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -118,34 +119,33 @@ def test_every_file_is_made_and_told_once_in_order(tmp_path):
 
 
 def test_what_another_process_has_is_left_to_it(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(claims, "SECONDS_BETWEEN_LOOKS", 0.01)
     jobs = files(tmp_path, "abcd")
     with holder(*(tmp_path / name for name in "ac")) as other, caplog.at_level("INFO"):
         assert told(other) == "True True"
 
-        def finish() -> None:
+        def finish(_: float) -> None:
             for name in "ca":
                 (tmp_path / name).write_text("made there")
                 print(tmp_path / name, file=other.stdin, flush=True)
                 told(other)
 
-        timer = threading.Timer(0.2, finish)
-        timer.start()
+        monkeypatch.setattr(WAITING, finish)
         count, made, done = run(jobs)
-        timer.join()
     assert (count, made, sorted(done)) == (2, ["b", "d"], ["a", "b", "c", "d"])
     assert [(tmp_path / name).read_text() for name in "ac"] == ["made there"] * 2
     assert caplog.messages == ["Another process is filling the same cache; it has 2 of the files"]
 
 
 def test_what_a_process_leaves_unfinished_when_it_ends_is_made_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "SECONDS_BETWEEN_LOOKS", 0.01)
     with holder(tmp_path / "a") as other:
         assert told(other) == "True"
-        timer = threading.Timer(0.2, other.kill)
-        timer.start()
+
+        def end(_: float) -> None:
+            other.kill()
+            other.wait()
+
+        monkeypatch.setattr(WAITING, end)
         assert run(files(tmp_path, "ab")) == (2, ["b", "a"], ["b", "a"])
-        timer.join()
 
 
 def test_nothing_is_claimed_while_it_waits_for_another_process(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_nothing_is_claimed_while_it_waits_for_another_process(tmp_path, monkeyp
         owner.kill()
         owner.wait()
 
-    monkeypatch.setattr("longcat_tune.data.claims.time.sleep", look)
+    monkeypatch.setattr(WAITING, look)
     with holder(tmp_path / "a") as owner:
         assert told(owner) == "True"
         run(files(tmp_path, "abc"))

@@ -41,7 +41,7 @@ def test_every_clip_comes_in_order_with_its_own_chunks(workers):
 
 
 def test_chunks_are_decoded_in_threads_and_several_clips_at_a_time():
-    together, threads = threading.Barrier(2, timeout=10), set()
+    together, threads = threading.Barrier(2, timeout=60), set()
 
     def decode(job: str) -> Iterator[torch.Tensor]:
         threads.add(threading.current_thread())

@@ -19,7 +19,7 @@ def test_the_next_item_is_made_while_the_consumer_works_and_no_more():
     made = {n: threading.Event() for n in range(6)}
     results = mapped_ahead(lambda n: made[n].set(), range(6), ahead=1)
     next(results)
-    assert made[1].wait(5)
+    assert made[1].wait(60)
     assert not made[2].wait(0.05)
     results.close()
 
@@ -31,7 +31,7 @@ def test_several_workers_work_at_once_and_keep_the_order():
         if n < 3:
             together.wait()
         if n == 0:
-            made_later.wait(5)
+            made_later.wait(60)
         if n == 2:
             made_later.set()
         return n

@@ -108,7 +108,8 @@ class TrainingSection(Section):
     ] = Field(
         default="constant_with_warmup",
         description="Course of the learning rate; all but the first two fall from the end of the warmup to "
-        "lr_end at the last step.",
+        "lr_end at the last step, so that another length of a resumed run has to be accepted "
+        "(accept_changes).",
     )
     lr_warmup_steps: int = Field(
         default=0, ge=0, description="Steps over which the learning rate rises from 0."
@@ -156,8 +157,8 @@ class TrainingSection(Section):
         MayChange(),
     ] = Field(
         default="latest",
-        description="latest: the newest complete checkpoint of output_dir, if any; a folder; none: start "
-        "afresh.",
+        description="latest: the newest complete checkpoint of output_dir, if any; a folder: that "
+        "checkpoint, or the newest that this run has made from it; none: start afresh.",
     )
     accept_changes: Annotated[bool, MayChange()] = Field(
         default=False,

@@ -73,6 +73,8 @@ def checkpoint_to_resume(config: RunConfig) -> SavedRun | None:
     saved = None if wanted is None else find_checkpoint(output_dir, wanted)
     if saved is None:
         _require_fresh(output_dir, wanted)
+        if wanted is None:
+            logger.info("resume_from_checkpoint is none: leave it out to go on after a stop")
         return None
     then, now = saved.state.fingerprint, fingerprint(config, ())
     for key in SHAPES_OF_STATE:

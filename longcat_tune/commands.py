@@ -51,6 +51,12 @@ def validate(
         list[str] | None, typer.Option(metavar="TEXT", help="Prompt to render; may be repeated.")
     ] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Start image: image-to-video.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Clip to continue from its last frames.")
+    ] = None,
+    segments: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Go on N - 1 times from the render's own last frames.")
+    ] = 1,
     verbose: Verbose = False,
     **values: str | bool | None,
 ) -> None:
@@ -60,7 +66,15 @@ def validate(
     from longcat_tune.runs.validate import validate as run
 
     loras = [strength_given(one) for one in lora or ()]
-    run(run_config, config_dir=config_dir, loras=loras, prompts=prompt or (), image=image)
+    run(
+        run_config,
+        config_dir=config_dir,
+        loras=loras,
+        prompts=prompt or (),
+        image=image,
+        video=video,
+        segments=segments,
+    )
 
 
 def check(

@@ -27,11 +27,14 @@ class ValidationSection(Section):
     )
     validation_prompt: str | None = Field(default=None, description="Prompt of the render.")
     validation_negative_prompt: str = Field(default="", description="What guidance steers away from.")
-    validation_prompt_library: Annotated[bool, _LATER] = Field(
-        default=False, description="Render built-in prompts, too."
+    validation_prompt_library: bool = Field(
+        default=False, description="Render the twelve built-in prompts, too; English and Chinese."
     )
-    user_prompt_library: Annotated[Path | None, _LATER] = Field(
-        default=None, description="JSON file of prompt ids and prompts to render, too."
+    user_prompt_library: Path | None = Field(
+        default=None,
+        description="JSON file of prompts to render, too, by id: each a text, or an object with prompt and "
+        "any of negative_prompt, resolution, num_video_frames, num_inference_steps, guidance, seed, image "
+        "(to start from), video (to continue), segments (to go on from its own last frames).",
     )
     validation_resolution: Annotated[
         tuple[FrameSize, ...],

@@ -199,7 +199,7 @@ class CacheJobs:
             request=request,
             prompt_path=self.text(request.prompt),
             negative_path=self.text(request.negative_prompt),
-            start=None if image is None else self.image(image, request.size, frame=request.start_frame),
+            start=None if image is None else self.start(image, request),
         )
 
     def folders(self) -> set[Path]:
@@ -214,13 +214,12 @@ class CacheJobs:
         assert entry.cache_dir_vae is not None  # the loader fills it in
         return entry.cache_dir_vae
 
-    def image(self, image: Path, size: Bucket, *, frame: int) -> LatentJob:
-        """Ask for a render's start image, in the cache of the conditioning dataset that holds it, if any.
+    def start(self, image: Path, request: RenderRequest) -> LatentJob:
+        """Ask for a render's given frames, in the cache of the conditioning dataset that holds them, if any.
 
         Args:
             image: an image or a clip.
-            size: what it is brought to.
-            frame: which one of a clip, counted at the run's framerate.
+            request: which frames of it, and what they are brought to.
 
         Raises:
             DataError: it cannot be read.
@@ -228,7 +227,8 @@ class CacheJobs:
         entry = self.plan.conditioning_entry(image)
         folder = self.folder / "vae" / "start-images" if entry is None else self.clip_folder(entry)
         source = _Source(image, stamp_of(image), self._sequence_fps.get(image))
-        return self._picture(folder, source, size, frame=frame, crop=CENTER)
+        picks = FramePicks(request.start_frame, request.num_start_frames, self.config.data.framerate)
+        return self._pictures(folder, source, picks, request.size, crop=CENTER)
 
     def text(self, caption: str) -> Path:
         """Ask for text features; returns where they will be."""
@@ -269,16 +269,17 @@ class CacheJobs:
         """Ask for a clip's start image, cut out where the clip is."""
         folder = self.clip_folder(self._partners[image.dataset_id])
         source = _Source(image.path, image.stamp)
-        return self._picture(folder, source, clip.bucket, frame=0, crop=clip.crop).path
+        picks = FramePicks(0, 1, self.config.data.framerate)
+        return self._pictures(folder, source, picks, clip.bucket, crop=clip.crop).path
 
-    def _picture(
-        self, folder: Path, source: _Source, size: Bucket, *, frame: int, crop: tuple[float, float]
+    def _pictures(
+        self, folder: Path, source: _Source, picks: FramePicks, size: Bucket, *, crop: tuple[float, float]
     ) -> LatentJob:
         self._latents(
             folder,
             source,
-            [FramePicks(frame, 1, self.config.data.framerate)],
-            Bucket(size.width, size.height, 1),
+            [picks],
+            Bucket(size.width, size.height, picks.count),
             name=source.path.name,
             crop=crop,
         )
@@ -330,7 +331,7 @@ def wanted_by(config: RunConfig, config_dir: Path) -> tuple[CacheJobs, CachedRun
     """
     plan = make_plan(config, config_dir=config_dir)
     jobs = CacheJobs(config, plan, find_checkpoint(config.model))
-    return jobs, jobs.of_run(plan_requests(config.validation, plan.render_source))
+    return jobs, jobs.of_run(plan_requests(config, plan.render_source, config_dir=config_dir))
 
 
 def _effective_crop(clip: PlannedClip) -> tuple[float, float]:

@@ -30,11 +30,11 @@ class Fitting:
     """
 
     def __init__(self) -> None:
-        self._fits: dict[Bucket, Bucket] = {}
+        self._fits: dict[tuple[Bucket, int], Bucket] = {}
 
-    def size(self, wanted: Bucket) -> Bucket:
+    def size(self, wanted: Bucket, *, given_frames: int) -> Bucket:
         """The largest one not known to be too large."""
-        return self._fits.get(wanted, wanted)
+        return self._fits.get((wanted, given_frames), wanted)
 
     def shrink(self, wanted: Bucket, *, given_frames: int) -> Bucket | None:
         """Halve the frames.
@@ -46,13 +46,14 @@ class Fitting:
         Returns:
             The size to try next; None when it cannot be shorter.
         """
-        now = self.size(wanted)
+        now = self.size(wanted, given_frames=given_frames)
         least = max(1, given_frames) + TEMPORAL_STRIDE
         if now.num_frames <= least:
             return None
         half = (now.num_frames // 2 - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-        self._fits[wanted] = replace(now, num_frames=max(least, half))
-        return self._fits[wanted]
+        smaller = replace(now, num_frames=max(least, half))
+        self._fits[wanted, given_frames] = smaller
+        return smaller
 
     def make(
         self,
@@ -76,7 +77,7 @@ class Fitting:
             DeviceError: not even the shortest fits.
         """
         while True:
-            size = self.size(wanted)
+            size = self.size(wanted, given_frames=given_frames)
             try:
                 return attempt(size)
             except (RuntimeError, MemoryError) as error:

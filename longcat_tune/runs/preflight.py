@@ -93,7 +93,9 @@ def preflight(
     """
     plan = make_plan(config, config_dir=config_dir)
     errors: list[UserError] = []
-    requests = plan_requests(config.validation, plan.render_source)
+    requests: tuple[RenderRequest, ...] = ()
+    with collected(errors):
+        requests = plan_requests(config, plan.render_source, config_dir=config_dir)
     checkpoint: CheckpointFolders | None = None
     resume_from: SavedRun | None = None
     adapter: AdapterPlan | None = None

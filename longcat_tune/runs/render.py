@@ -48,6 +48,7 @@ from longcat_tune.runs.render_request import RequestRenderer
 from longcat_tune.runs.render_watch import STRICT, RenderWatch
 from longcat_tune.sampling.numbers import psnr, sharpness, temporal_consistency
 from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, frame_strip
+from longcat_tune.sampling.render import count_steps
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket
 
@@ -169,12 +170,15 @@ class Renderer:
             compute=self.compute,
         )
         try:
-            with progress("Rendering", sum(cached.request.num_steps for cached in requests)) as bar:
+            with progress("Rendering", self._count_steps(requests)) as bar:
                 yield renderer, bar
         finally:
             self.model.train(was_training)
             del renderer
             free_memory(self.device)
+
+    def _count_steps(self, requests: Sequence[CachedRequest]) -> int:
+        return sum(count_steps(cached.request, shift=self.shift) for cached in requests)
 
     def _video(self, cached: CachedRequest, frames_FHW3: Frames, *, seconds: float) -> ShownVideo:
         request = cached.request
@@ -245,13 +249,17 @@ def weights_identity(base: str, adapter: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _kind(request: RenderRequest) -> tuple[Bucket, bool, bool]:
+def _kind(request: RenderRequest) -> tuple[Bucket, bool, int, bool]:
     """What decides how much memory a render needs."""
-    return request.size, request.guidance > 1, request.start_image is not None
+    given = 0 if request.start_image is None else request.num_start_frames
+    return request.size, request.guidance > 1, given, request.num_segments > 1
 
 
 def _shortened(cached: CachedRequest) -> CachedRequest:
-    return replace(cached, request=replace(cached.request, num_steps=1))
+    # The distilled grid, because the other one takes more steps for a continuation.
+    segments = min(2, cached.request.num_segments)
+    request = replace(cached.request, num_steps=1, distilled=True, num_segments=segments)
+    return replace(cached, request=request)
 
 
 def _details(request: RenderRequest) -> tuple[str, ...]:
@@ -265,5 +273,8 @@ def _details(request: RenderRequest) -> tuple[str, ...]:
     if request.negative_prompt:
         details.append(f"not: {request.negative_prompt}")
     if request.start_image is not None:
-        details.append(f"starts from {request.start_image.name}")
+        frames = f"{request.num_start_frames} frames of " if request.num_start_frames > 1 else ""
+        details.append(f"starts from {frames}{request.start_image.name}")
+    if request.num_segments > 1:
+        details.append(f"{request.num_segments} segments")
     return tuple(details)

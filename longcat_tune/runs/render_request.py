@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from longcat_tune.data.cache import read_latents, read_text
 from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting, OnSmaller
 from longcat_tune.sampling.pictures import Frames, to_frames
 from longcat_tune.sampling.render import render_latents
-from longcat_tune.sampling.requests import EncodedRequest
-from longcat_tune.types import Bucket
+from longcat_tune.sampling.requests import CONTINUED_FRAMES, EncodedRequest, continued
+from longcat_tune.types import TEMPORAL_STRIDE, Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,18 @@ class RequestRenderer:
             DeviceError: out of memory, however short the render.
         """
         encoded = _encoded(cached)
+        frames_FHW3 = self._segment(encoded, on_step=on_step, on_smaller=on_smaller)
+        for segment in range(1, cached.request.num_segments):
+            given_FHW3 = frames_FHW3[-CONTINUED_FRAMES:]
+            cond_CKHW = self.decoder.use(partial(_encode, frames_FHW3=given_FHW3), on_smaller=on_smaller)
+            later = continued(encoded, cond_CKHW, segment=segment)
+            made_FHW3 = self._segment(later, on_step=on_step, on_smaller=on_smaller)
+            frames_FHW3 = np.concatenate([frames_FHW3, made_FHW3[len(given_FHW3) :]])
+        return frames_FHW3
 
+    def _segment(
+        self, encoded: EncodedRequest, *, on_step: Callable[[], None], on_smaller: OnSmaller
+    ) -> Frames:
         def denoise(size: Bucket) -> Tensor:
             sized = replace(encoded, request=replace(encoded.request, size=size))
             with self.compute():
@@ -70,13 +84,20 @@ class RequestRenderer:
 
         latents_CTHW = self.fitting.make(
             denoise,
-            cached.request.size,
+            encoded.request.size,
             given_frames=encoded.num_given_frames,
             device=self.device,
             on_smaller=on_smaller,
         )
         pixels_CFHW = self.decoder.use(lambda vae: vae.decode(latents_CTHW), on_smaller=on_smaller)
         return to_frames(pixels_CFHW)
+
+
+def _encode(vae: VideoAutoencoder, *, frames_FHW3: Frames) -> Tensor:
+    """Latents of frames that were rendered, 4k + 1 of them."""
+    frames_CFHW = torch.from_numpy(frames_FHW3).permute(3, 0, 1, 2)
+    first_CFHW, others_CFHW = frames_CFHW[:, :1], frames_CFHW[:, 1:]
+    return vae.encode([first_CFHW, *others_CFHW.split(TEMPORAL_STRIDE, dim=1)])
 
 
 def _encoded(cached: CachedRequest) -> EncodedRequest:

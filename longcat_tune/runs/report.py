@@ -159,4 +159,6 @@ def _render_report(request: RenderRequest) -> dict[str, Any]:
         "guidance": request.guidance,
         "seed": request.seed,
         "start_image": None if request.start_image is None else str(request.start_image),
+        "start_frames": 0 if request.start_image is None else request.num_start_frames,
+        "segments": request.num_segments,
     }

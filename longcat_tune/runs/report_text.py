@@ -76,10 +76,15 @@ def render_lines(requests: Sequence[RenderRequest], *, framerate: float) -> list
     lines = []
     for request in requests:
         size = FrameSize(request.size.width, request.size.height).described
-        frames = request.size.num_frames
+        frames = request.num_frames
+        how = ""
+        if request.start_image is not None:
+            how = f", from {request.num_start_frames} frames of {request.start_image.name}"
+        if request.num_segments > 1:
+            how += f", {request.num_segments} segments"
         lines.append(
             f"render {request.name}: {size}, {frames} frames ({frames / framerate:.1f} s), "
-            f"{request.num_steps} steps, guidance {request.guidance:g}"
+            f"{request.num_steps} steps, guidance {request.guidance:g}{how}"
         )
     return lines
 

@@ -1,95 +1,201 @@
-"""What a run renders: requests from the validation keys, from held-out clips, or from the command line."""
+"""What a run renders: requests from the validation keys, libraries, held-out clips or the command line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from longcat_tune.config.prompts import PromptEntry, built_in_prompts, load_prompts
+from longcat_tune.config.run import RunConfig
 from longcat_tune.config.validation import ValidationSection
 from longcat_tune.data.planning import DatasetPlan
-from longcat_tune.data.tasks import takes_start_images
-from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.types import Bucket
+from longcat_tune.data.tasks import given_frames, takes_start_images
+from longcat_tune.data.video import probe
+from longcat_tune.data.windows import resampled_frames
+from longcat_tune.errors import ConfigError
+from longcat_tune.sampling.requests import CONTINUED_FRAMES, RenderRequest
+from longcat_tune.types import TEMPORAL_STRIDE, Bucket, PlannedClip
 
 NAME_LENGTH = 40
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What a render starts from.
+
+    Attributes:
+        path: an image or a clip.
+        first: of the given frames, counted at the run's framerate; 0 for an image.
+        num_frames: that are given: 1, or the end of a clip that is continued.
+    """
+
+    path: Path
+    first: int = 0
+    num_frames: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
-    """What a render shows, before sizes and steps are set.
+    """What a render shows, before the validation keys fill in the rest.
 
     Attributes:
         name: for the file.
         prompt: what to show.
-        start_image: an image or clip that holds the first frame, if it is given.
-        start_frame: where in a clip it is, counted at the run's framerate.
+        start: what is given of it, if anything.
+        segments: how often it goes on from its own last frames, the first one included.
+        own: what a library's prompt changes of the validation keys.
     """
 
     name: str
     prompt: str
-    start_image: Path | None = None
-    start_frame: int = 0
+    start: Start | None = None
+    segments: int = 1
+    own: PromptEntry = field(default_factory=lambda: PromptEntry(prompt="-"))
 
 
-def plan_requests(validation: ValidationSection, source: DatasetPlan | None) -> tuple[RenderRequest, ...]:
+def plan_requests(
+    config: RunConfig, source: DatasetPlan | None, *, config_dir: Path
+) -> tuple[RenderRequest, ...]:
     """Turn the validation keys into requests; none when nothing is asked for.
 
     Args:
-        validation: the section.
+        config: the run.
         source: the clips of eval_dataset_id, at least one; None when it cannot be used.
+        config_dir: where a relative user_prompt_library is looked for first; then in the working folder.
+
+    Raises:
+        ConfigError: a library is not there or wrong, a start image or clip is not there, or a render is too
+            short to continue a clip.
+        UnusableFileError: a clip to continue cannot be read.
     """
+    validation, framerate = config.validation, config.data.framerate
     subjects: list[Subject] = []
     if validation.validation_prompt is not None:
         subjects.append(Subject("prompt", validation.validation_prompt))
+    libraries: list[dict[str, PromptEntry]] = []
+    if validation.validation_prompt_library:
+        libraries.append(built_in_prompts())
+    if validation.user_prompt_library is not None:
+        libraries.append(load_prompts(_library(validation.user_prompt_library, config_dir)))
+    for library in libraries:
+        subjects += [_of_library(name, entry, framerate) for name, entry in library.items()]
     if validation.validation_using_datasets and source is not None:
         subjects += _held_out_subjects(source, validation.num_eval_images)
-    return _sized(subjects, validation)
+    return _requests(subjects, validation)
 
 
 def command_requests(
-    validation: ValidationSection, *, prompts: Sequence[str], image: Path | None
+    config: RunConfig, *, prompts: Sequence[str], image: Path | None, video: Path | None, segments: int
 ) -> tuple[RenderRequest, ...]:
-    """Turn prompts of the command line into requests, all from the same start image if one is given."""
-    return _sized([Subject(prompt, prompt, image) for prompt in prompts], validation)
+    """Turn prompts of the command line into requests, all from the same start.
+
+    Args:
+        config: the run.
+        prompts: at least one.
+        image: start image, if any.
+        video: clip to continue, if any; not both.
+        segments: of each.
+
+    Raises:
+        ConfigError: the clip is shorter than what is continued, or the render is.
+        UnusableFileError: the clip cannot be read.
+    """
+    start = None if image is None else Start(image)
+    if video is not None:
+        start = _end_of(video, config.data.framerate)
+    return _requests([Subject(prompt, prompt, start, segments) for prompt in prompts], config.validation)
 
 
-def _held_out_subjects(held_out: DatasetPlan, count: int) -> list[Subject]:
-    subjects = []
+def _library(given: Path, config_dir: Path) -> Path:
+    places = dict.fromkeys((config_dir / given, given))
+    for path in places:
+        if path.is_file():
+            return path
+    tried = " and ".join(str(path) for path in places)
+    raise ConfigError(f"user_prompt_library ({given}) is not there (tried {tried}); correct the path")
+
+
+def _of_library(name: str, entry: PromptEntry, framerate: float) -> Subject:
+    for key, path in (("image", entry.image), ("video", entry.video)):
+        if path is not None and not path.is_file():
+            raise ConfigError(
+                f"user_prompt_library: {name}: {key} ({path}) is not there; correct the path, which starts "
+                "at the library's folder"
+            )
+    start = None if entry.image is None else Start(entry.image)
+    if entry.video is not None:
+        start = _end_of(entry.video, framerate)
+    return Subject(name, entry.prompt, start, entry.segments, entry)
+
+
+def _end_of(video: Path, framerate: float) -> Start:
+    """The last frames of a clip, as many as the authors continue from."""
+    available = resampled_frames(probe(video).seconds, framerate)
+    if available < CONTINUED_FRAMES:
+        raise ConfigError(
+            f"{video} has {available} frames at {framerate:g} fps; a clip is continued from its last "
+            f"{CONTINUED_FRAMES}; give a longer one"
+        )
+    return Start(video, available - CONTINUED_FRAMES, CONTINUED_FRAMES)
+
+
+def _held_out_subjects(held_out: DatasetPlan, count: int) -> Iterator[Subject]:
     # Of a file that is cut into several clips the first stands for all.
     firsts = (clip for clip in held_out.clips if clip.number in {None, 1})
     for clip in islice(firsts, count):
-        record, name = clip.record, Path(clip.record.name).stem
-        if not takes_start_images(clip.tasks):
-            subjects.append(Subject(name, record.captions[0]))
-        elif record.conditioning is not None:
-            subjects.append(Subject(name, record.captions[0], record.conditioning.path))
-        else:
-            subjects.append(Subject(name, record.captions[0], record.path, clip.windows[0]))
-    return subjects
+        record = clip.record
+        yield Subject(Path(record.name).stem, record.captions[0], _start_of(clip))
 
 
-def _sized(subjects: Sequence[Subject], validation: ValidationSection) -> tuple[RenderRequest, ...]:
+def _start_of(clip: PlannedClip) -> Start | None:
+    """What is given of a held-out clip: its start image, else what continuation takes, else nothing."""
+    record, tasks = clip.record, clip.tasks
+    if takes_start_images(tasks):
+        if record.conditioning is not None:
+            return Start(record.conditioning.path)
+        return Start(record.path, clip.windows[0])
+    given = min(given_frames(task) for task in tasks)
+    return Start(record.path, clip.windows[0], given) if given else None
+
+
+def _requests(subjects: Sequence[Subject], validation: ValidationSection) -> tuple[RenderRequest, ...]:
     taken: dict[str, int] = {}
-    requests = []
+    requests: list[RenderRequest] = []
     for subject in subjects:
         name = re.sub(r"[^\w.-]+", "-", subject.name).strip("-")[:NAME_LENGTH] or "clip"
         taken[name] = taken.get(name, 0) + 1
         unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
-        requests += [
-            RenderRequest(
-                name=unique,
-                prompt=subject.prompt,
-                negative_prompt=validation.validation_negative_prompt,
-                size=Bucket(width, height, validation.validation_num_video_frames),
-                num_steps=validation.validation_num_inference_steps,
-                guidance=validation.validation_guidance,
-                seed=validation.validation_seed,
-                start_image=subject.start_image,
-                start_frame=subject.start_frame,
-            )
-            for width, height in validation.validation_resolution
-        ]
+        requests += _sized(replace(subject, name=unique), validation)
     return tuple(requests)
+
+
+def _sized(subject: Subject, validation: ValidationSection) -> Iterator[RenderRequest]:
+    """One request per size."""
+    own, start = subject.own, subject.start
+    frames = own.num_video_frames or validation.validation_num_video_frames
+    given = max(0 if start is None else start.num_frames, CONTINUED_FRAMES if subject.segments > 1 else 0)
+    if frames <= given:
+        raise ConfigError(
+            f"{subject.name}: {frames} frames are no more than the {given} that are given of a continuation; "
+            f"set {given + TEMPORAL_STRIDE} or more (validation_num_video_frames, or num_video_frames of a "
+            "library's prompt)"
+        )
+    for width, height in own.resolution or validation.validation_resolution:
+        yield RenderRequest(
+            name=subject.name,
+            prompt=subject.prompt,
+            negative_prompt=(
+                validation.validation_negative_prompt if own.negative_prompt is None else own.negative_prompt
+            ),
+            size=Bucket(width, height, frames),
+            num_steps=own.num_inference_steps or validation.validation_num_inference_steps,
+            guidance=validation.validation_guidance if own.guidance is None else own.guidance,
+            seed=validation.validation_seed if own.seed is None else own.seed,
+            start_image=None if start is None else start.path,
+            start_frame=0 if start is None else start.first,
+            num_start_frames=1 if start is None else start.num_frames,
+            num_segments=subject.segments,
+        )

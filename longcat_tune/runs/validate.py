@@ -31,6 +31,36 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Start:
+    """What the command line gives all prompts to start from, and how far they go."""
+
+    image: Path | None
+    video: Path | None
+    segments: int
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is anything to apply to prompts."""
+        return self.image is not None or self.video is not None or self.segments > 1
+
+    def require_sound(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: a file is not there, or both are given.
+        """
+        if self.image is not None and self.video is not None:
+            msg = f"--image ({self.image}) and --video ({self.video}) cannot both be the start; keep one"
+            raise ConfigError(msg)
+        for option, path, what in (
+            ("--image", self.image, "start image"),
+            ("--video", self.video, "clip to continue"),
+        ):
+            if path is not None and not path.is_file():
+                raise ConfigError(f"{option} ({path}) does not exist; give the path of a {what}")
+
+
+@dataclass(frozen=True, slots=True)
 class _Adapter:
     """A LoRA to render with."""
 
@@ -76,6 +106,8 @@ def validate(
     loras: Sequence[tuple[Path, float]],
     prompts: Sequence[str],
     image: Path | None,
+    video: Path | None = None,
+    segments: int = 1,
 ) -> None:
     """Render with the validation keys.
 
@@ -85,17 +117,18 @@ def validate(
         loras: files to apply together and their strengths, 1 as trained; none renders the base model.
         prompts: instead of the config's.
         image: start image of all prompts.
+        video: clip that all prompts continue; not together with an image.
+        segments: how often each prompt goes on from its own last frames, the first one included.
 
     Raises:
-        ConfigError: there is nothing to render, or the start image does not exist.
+        ConfigError: there is nothing to render, or the start image or clip does not exist.
         UserError: a file, the weights or the device will not do.
         DeviceError: some of the renders could not be made; the others were.
     """
-    if image is not None and not image.is_file():
-        msg = f"--image ({image}) does not exist; give the path of a start image"
-        raise ConfigError(msg)
+    start = _Start(image, video, segments)
+    start.require_sound()
     adapters = [_Adapter(path, strength, read_lora(path)) for path, strength in loras]
-    plan, requests = _plan(config, config_dir=config_dir, prompts=prompts, image=image)
+    plan, requests = _plan(config, config_dir=config_dir, prompts=prompts, start=start)
     for line in render_lines(requests, framerate=config.data.framerate):
         logger.info("%s", line)
     device = pick_device()
@@ -131,22 +164,24 @@ def _placed(
 
 
 def _plan(
-    config: RunConfig, *, config_dir: Path, prompts: Sequence[str], image: Path | None
+    config: RunConfig, *, config_dir: Path, prompts: Sequence[str], start: _Start
 ) -> tuple[RunPlan, tuple[RenderRequest, ...]]:
     validation = config.validation
-    if image is not None and not prompts and validation.validation_prompt is not None:
+    if start.is_given and not prompts and validation.validation_prompt is not None:
         prompts = [validation.validation_prompt]
     if prompts:
-        requests = command_requests(validation, prompts=prompts, image=image)
+        requests = command_requests(
+            config, prompts=prompts, image=start.image, video=start.video, segments=start.segments
+        )
         return plan_renders(config, config_dir=config_dir), requests
     source_id = validation.eval_dataset_id if validation.validation_using_datasets else None
     plan = plan_renders(config, config_dir=config_dir, source_id=source_id)
     plan.require_sound()
-    requests = plan_requests(validation, plan.render_source)
+    requests = plan_requests(config, plan.render_source, config_dir=config_dir)
     if not requests:
         msg = (
-            "nothing to render: give --prompt TEXT, or set validation_prompt, or set "
-            "validation_using_datasets with eval_dataset_id"
+            "nothing to render: give --prompt TEXT, or set validation_prompt, validation_prompt_library or "
+            "user_prompt_library, or set validation_using_datasets with eval_dataset_id"
         )
         raise ConfigError(msg)
     return plan, requests

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longcat_tune.flow.schedule import inference_sigmas
 from longcat_tune.sampling.denoise import Guidance, TextCondition, Transformer, denoise
-from longcat_tune.sampling.requests import EncodedRequest, starting_latents
+from longcat_tune.sampling.requests import EncodedRequest, RenderRequest, starting_latents
 from longcat_tune.types import TextFeatures
 
 
@@ -36,20 +36,45 @@ def render_latents(
         Float32 latents [channels, T, H, W] on the device.
     """
     request = encoded.request
+    continues = encoded.num_cond_latents > 1
     guidance = None
     if request.guidance > 1:
         guidance = Guidance(request.guidance, _condition(encoded.negative, device))
     latents_BCTHW = denoise(
         model,
         starting_latents(encoded, channels=channels).to(device),
-        inference_sigmas(request.num_steps, shift),
+        render_sigmas(request, shift=shift, continues=continues),
         _condition(encoded.prompt, device),
         guidance=guidance,
         num_cond_latents=encoded.num_cond_latents,
-        # None of the requests has more than one condition frame, where a cache would begin to pay.
+        # As the authors do: a single condition frame goes along, several are evaluated once.
+        use_kv_cache=continues,
         on_step=None if on_step is None else lambda _step, _latents: on_step(),
     )
     return latents_BCTHW[0]
+
+
+def render_sigmas(request: RenderRequest, *, shift: float, continues: bool) -> Tensor:
+    """The noise levels of a request.
+
+    Args:
+        request: what to render.
+        shift: 12 for the released model.
+        continues: whether several frames are given; the authors then take more steps at low noise.
+    """
+    return inference_sigmas(
+        request.num_steps,
+        shift,
+        request.distilled,
+        enhance_high_frequency=continues and not request.distilled,
+    )
+
+
+def count_steps(request: RenderRequest, *, shift: float) -> int:
+    """Steps of all segments, for a progress bar."""
+    first_continues = request.start_image is not None and request.num_start_frames > 1
+    continues = [first_continues, *[True] * (request.num_segments - 1)]
+    return sum(len(render_sigmas(request, shift=shift, continues=one)) - 1 for one in continues)
 
 
 def _condition(features: TextFeatures, device: torch.device) -> TextCondition:

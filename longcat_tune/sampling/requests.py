@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket, TextFeatures
+
+CONTINUED_FRAMES = 13
+"""Of a clip that goes on, so many last frames are given (the authors' num_cond_frames)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,15 @@ class RenderRequest:
         name: short, safe in a file name, unique in its set.
         prompt: what to show.
         negative_prompt: what guidance moves away from; may be empty.
-        size: width, height and number of frames.
+        size: width, height and number of frames; of each segment.
         num_steps: model evaluations.
         guidance: 1 evaluates once a step, more twice.
         seed: of the starting noise.
-        start_image: holds the first frame of an image-to-video render, an image or a clip; None renders from
-            text alone.
-        start_frame: where in a clip it is, counted at the run's framerate.
+        start_image: holds the given first frames, an image or a clip; None renders from text alone.
+        start_frame: where in a clip they begin, counted at the run's framerate.
+        num_start_frames: how many: 1 for image-to-video, more to continue a clip.
+        num_segments: how often the video goes on from its own last CONTINUED_FRAMES, the first one included.
+        distilled: walk down the short grid that the cfg_step_lora was trained on.
     """
 
     name: str
@@ -37,6 +42,14 @@ class RenderRequest:
     seed: int
     start_image: Path | None = None
     start_frame: int = 0
+    num_start_frames: int = 1
+    num_segments: int = 1
+    distilled: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        """Of all segments together; each but the first begins with frames of the one before."""
+        return self.size.num_frames + (self.num_segments - 1) * (self.size.num_frames - CONTINUED_FRAMES)
 
     @property
     def file_stem(self) -> str:
@@ -69,6 +82,18 @@ class EncodedRequest:
     def num_given_frames(self) -> int:
         """Leading pixel frames that they stand for."""
         return (self.num_cond_latents - 1) * TEMPORAL_STRIDE + 1 if self.num_cond_latents else 0
+
+
+def continued(encoded: EncodedRequest, cond_CKHW: Tensor, *, segment: int) -> EncodedRequest:
+    """The same request for a later segment.
+
+    Args:
+        encoded: of the first one.
+        cond_CKHW: latents of the last frames so far.
+        segment: its number, from 1 for the second; added to the seed, so that its noise is another.
+    """
+    seed = (encoded.request.seed + segment) % 2**32
+    return replace(encoded, request=replace(encoded.request, seed=seed), cond_CKHW=cond_CKHW)
 
 
 def starting_latents(encoded: EncodedRequest, *, channels: int) -> Tensor:

@@ -27,7 +27,7 @@ def collect(
     plan = make_plan(config, config_dir=folder)
     plan.require_sound()
     jobs = CacheJobs(config, plan, checkpoint or find_checkpoint(config.model))
-    return jobs, jobs.of_run(plan_requests(config.validation, plan.render_source))
+    return jobs, jobs.of_run(plan_requests(config, plan.render_source, config_dir=folder))
 
 
 def test_a_training_set_carries_how_often_when_and_for_what_it_is_used(tmp_path):

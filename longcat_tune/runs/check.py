@@ -42,7 +42,7 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool, other: OtherMac
         ConfigError: the data file is wrong; then there is no plan. Or a size of the other machine is wrong.
     """
     with config_problems_shown(as_json=as_json):
-        machine = planned_machine(this_machine(), other)
+        machine = None if other == THIS_MACHINE else planned_machine(this_machine(), other)
         flight = preflight(config, config_dir=config_dir, trains=True, machine=machine)
     report = plan_report(flight.plan, flight.requests, flight.checkpoint, config.training)
     report["memory"] = None if flight.memory is None else memory_report(flight.memory)

@@ -135,10 +135,11 @@ def resolve(config: RunConfig, sizes: RunSizes, machine: Machine) -> RunConfig:
 
 
 def applied(config: RunConfig, placement: Placement) -> RunConfig:
-    """A config whose keys say what a plan chose."""
+    """A config whose keys say what a plan chose; group offload streams all blocks already."""
+    streamed = 0 if config.memory.enable_group_offload else placement.streamed_blocks
     memory = config.memory.model_copy(
         update={
-            "musubi_blocks_to_swap": placement.streamed_blocks,
+            "musubi_blocks_to_swap": streamed,
             "feed_forward_chunk_size": placement.ffn_chunk_tokens,
         }
     )
@@ -180,9 +181,9 @@ def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
         changes = _changes(plan.placement, found)
         if precision != config.model.base_model_precision:
             changes.append(f"base_model_precision to {precision}")
-        return f"set {', '.join(changes)}" + (
-            ", or memory_plan to auto" if config.memory.memory_plan == "manual" and len(changes) > 1 else ""
-        )
+        elif config.memory.memory_plan == "manual":
+            changes[-1] += ", or memory_plan to auto"
+        return f"set {', '.join(changes)}"
     return _smaller_work(shortage)
 
 

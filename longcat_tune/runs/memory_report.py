@@ -46,9 +46,10 @@ def memory_table(report: dict[str, Any]) -> Table:
 
 
 def terms_table(report: dict[str, Any]) -> Table:
-    """What makes up the fullest moment of the device's memory, or of the host's where there is one only."""
+    """What makes up the fullest moment of training: of the device's memory, or of the only one there is."""
     where = "host" if report["device_free"] is None else "device"
-    fullest = max((part[where] for part in report["parts"]), key=lambda one: one["bytes"])
+    steps = [part for part in report["parts"] if part["moved_bytes"] is not None]
+    fullest = max((part[where] for part in steps), key=lambda one: one["bytes"])
     table = Table(fullest["moment"], "where", "GiB", "how", box=None)
     table.columns[2].justify = "right"
     for term in fullest["terms"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from longcat_tune.checkpoint.run_state import SavedRun
 from longcat_tune.config.lora import LoraSection
+from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig, require_training_length
 from longcat_tune.errors import CheckpointError, UserError
 from longcat_tune.model.attention import require_attention
@@ -28,6 +29,7 @@ from longcat_tune.runs.machine import Machine, this_machine
 from longcat_tune.runs.memory_plan import MemoryPlan, plan_memory, require_fit
 from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, make_plan
+from longcat_tune.runs.precision import base_weights, text_encoder_weights
 from longcat_tune.runs.problems import Problem, collected, raise_problems
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.runs.resume import checkpoint_to_resume
@@ -103,6 +105,8 @@ def preflight(
         checkpoint = find_local_checkpoint(config.model)
     if checkpoint is not None:
         errors += _incomplete_encoders(checkpoint)
+    if machine is None:
+        errors += _formats_that_cannot_be(config.model, trains=trains)
     if trains:
         with collected(errors):
             require_training_length(config)
@@ -145,6 +149,15 @@ def _released_adapter(lora: LoraSection, *, config_dir: Path) -> AdapterPlan:
     with torch.device("meta"):
         released = LongCatVideoTransformer()
     return plan_adapter(lora, released, config_dir=config_dir, starts=False)
+
+
+def _formats_that_cannot_be(model: ModelSection, *, trains: bool) -> list[UserError]:
+    """What keeps the weights that will be loaded from being quantized as asked on this machine."""
+    errors: list[UserError] = []
+    for held in (text_encoder_weights, base_weights) if trains else (text_encoder_weights,):
+        with collected(errors):
+            held(model, pick_device())
+    return errors
 
 
 def _incomplete_encoders(checkpoint: CheckpointFolders) -> Iterator[CheckpointError]:

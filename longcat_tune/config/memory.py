@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from longcat_tune.config.problems import shown
-from longcat_tune.config.schema import Later, Section
-
-_LATER = Later("it comes with the memory stage")
+from longcat_tune.config.schema import Section
 
 
 class MemorySection(Section):
@@ -52,8 +50,10 @@ class MemorySection(Section):
         description="Tokens that a feed-forward layer works on at a time: less memory, the same result. "
         "null: all at once.",
     )
-    memory_plan: Annotated[Literal["manual", "auto"], _LATER] = Field(
-        default="manual", description="auto: choose the offloading that makes the run fit the device."
+    memory_plan: Literal["manual", "auto"] = Field(
+        default="manual",
+        description="auto: stream the blocks that the device has no room for, then keep the inputs of blocks in "
+        "host memory, then cut the feed-forward layers; what other keys ask for stays.",
     )
 
     @model_validator(mode="after")

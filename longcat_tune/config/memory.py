@@ -52,8 +52,8 @@ class MemorySection(Section):
     )
     memory_plan: Literal["manual", "auto"] = Field(
         default="manual",
-        description="auto: stream the blocks that the device has no room for, then keep the inputs of blocks in "
-        "host memory, then cut the feed-forward layers; what other keys ask for stays.",
+        description="auto: stream the blocks that the device has no room for, then keep the inputs of blocks "
+        "in host memory, then cut the feed-forward layers; what other keys ask for stays.",
     )
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longcat_tune.errors import DeviceError
-from longcat_tune.model.elementwise import LEAN, Cuts, Elementwise, Formula
+from longcat_tune.model.elementwise import LEAN, PIECES, Cuts, Elementwise, Formula
 
 logger = logging.getLogger(__name__)
 
@@ -58,29 +58,52 @@ def compiled() -> Elementwise:
 
 
 class _Compiled:
-    """Computes whole formulas, compiled; a gradient is one kernel with the formula it computes once more."""
+    """Computes whole formulas, compiled; a gradient is one kernel with the formula it computes once more.
+
+    A formula that cannot be compiled for what it is given goes piece by piece from then on.
+    """
 
     def __init__(self) -> None:
         # Past its limit of 8 torch.compile would go on uncompiled, with float32 copies of all tokens.
         torch._dynamo.config.cache_size_limit = KINDS_AT_MOST  # noqa: SLF001 - torch's own name for it
         self._values: dict[Formula, Formula] = {}
         self._gradients: dict[Formula, Callable[..., Sequence[Tensor]]] = {}
+        self._given_up: set[Formula] = set()
 
     def value(self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor]) -> Tensor:
         """As `Runner.value`; in one piece."""
-        del cuts
+        if formula in self._given_up:
+            return PIECES.value(formula, cuts, tensors)
         if formula not in self._values:
             self._values[formula] = torch.compile(formula)
-        return self._values[formula](*tensors)
+        try:
+            return self._values[formula](*tensors)
+        except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
+            self._give_up(formula, error)
+            return PIECES.value(formula, cuts, tensors)
 
     def gradients(
         self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor], wanted: tuple[int, ...], grad: Tensor
     ) -> Sequence[Tensor]:
         """As `Runner.gradients`; in one piece."""
-        del cuts
+        if formula in self._given_up:
+            return PIECES.gradients(formula, cuts, tensors, wanted, grad)
         if formula not in self._gradients:
             self._gradients[formula] = torch.compile(_gradients_of(formula))
-        return self._gradients[formula](wanted, grad, *tensors)
+        try:
+            return self._gradients[formula](wanted, grad, *tensors)
+        except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
+            self._give_up(formula, error)
+            return PIECES.gradients(formula, cuts, tensors, wanted, grad)
+
+    def _give_up(self, formula: Formula, error: Exception) -> None:
+        self._given_up.add(formula)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning(
+            "compile: %s goes on uncompiled, which is slower: %s; set compile to false to compile nothing",
+            formula.__name__,
+            reason,
+        )
 
 
 def _gradients_of(formula: Formula) -> Callable[..., Sequence[Tensor]]:

@@ -224,10 +224,11 @@ def _gated(runner: Runner, grad_BNC: Tensor, gate_BTC: Tensor, frame_N: Tensor |
     return runner.value(gated_formula, (1, 1), (grad_BTSC, gate_BTC[:, :, None])).flatten(1, 2)
 
 
-class _Pieces:
+class Pieces:
     """Computes formulas piece by piece."""
 
     def value(self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor]) -> Tensor:
+        """As `Runner.value`."""
         pieces = _pieces(cuts, tensors)
         first = formula(*_take(next(pieces), cuts, tensors))
         if first.shape == tensors[0].shape:
@@ -244,6 +245,7 @@ class _Pieces:
     def gradients(
         self, formula: Formula, cuts: Cuts, tensors: Sequence[Tensor], wanted: tuple[int, ...], grad: Tensor
     ) -> Sequence[Tensor]:
+        """As `Runner.gradients`."""
         grads: dict[int, Tensor] = {}
         axis = cuts[0]
         assert axis is not None
@@ -286,5 +288,6 @@ def _gather(
         whole.narrow(axis, *piece).copy_(part)
 
 
-LEAN = Elementwise(_Pieces())
+PIECES = Pieces()
+LEAN = Elementwise(PIECES)
 """Piece by piece, with little memory, on any device."""

@@ -193,9 +193,7 @@ class VideoAutoencoder:
         pixels_CFHW = torch.empty(3, num_frames, height * SPATIAL_STRIDE, width * SPATIAL_STRIDE)
         features: list[Tensor | None] = [None for _ in self.module.decoder.modules()]
         for number, latent_1CHW in enumerate(self.module.post_quant_conv(latents_1CTHW).split(1, dim=2)):
-            decoded_1CFHW = self.module.decoder(
-                latent_1CHW, feat_cache=features, feat_idx=[0], first_chunk=number == 0
-            )
+            decoded_1CFHW = self.module.decoder(latent_1CHW, feat_cache=features, feat_idx=[0])
             last = TEMPORAL_STRIDE * number + 1
             pixels_CFHW[:, last - decoded_1CFHW.shape[2] : last] = decoded_1CFHW[0].clamp(-1, 1)
         return pixels_CFHW

@@ -49,6 +49,7 @@ class SourceIndex:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
         self.rows, self.lines = _read(self.path)
+        self.parsed: dict[str, Facts] = {}
         self.unsaved: set[str] = set()
         self.kept = time.monotonic()
         self.told = False
@@ -129,12 +130,16 @@ class SourceIndex:
                 self.told = True
 
     def _facts(self, key: str, stamp: Stamp) -> Facts:
-        row = self.rows.get(key)
-        facts = None if row is None else facts_of(row)
+        facts = self.parsed.get(key)
+        if facts is None:
+            row = self.rows.get(key)
+            facts = None if row is None else facts_of(row)
+            if facts is not None:
+                self.parsed[key] = facts  # a warm start asks for each file three times
         return facts if facts is not None and facts.stamp == stamp else Facts(stamp, None, None)
 
     def _note(self, key: str, facts: Facts) -> None:
-        self.rows[key] = row_of(facts)
+        self.rows[key], self.parsed[key] = row_of(facts), facts
         self.unsaved.add(key)
 
     def _compact(self) -> None:
@@ -144,6 +149,7 @@ class SourceIndex:
         """
         rows, _ = _read(self.path)
         self.rows.update(rows)
+        self.parsed.clear()
         sound = [line_of(key, row) for key, row in self.rows.items() if facts_of(row) is not None]
         write_atomically(self.path, lambda part: part.write_text("\n".join([*sound, ""]), encoding="ascii"))
         self.lines = len(self.rows)

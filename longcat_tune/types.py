@@ -22,6 +22,16 @@ TEXT_TOKENS = 512
 """Every caption and prompt is padded or cut to this many tokens; the count itself changes the result."""
 
 
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of so many pixel frames: one for the first, then one for every four."""
+    return (num_frames - 1) // TEMPORAL_STRIDE + 1 if num_frames else 0
+
+
+def pixel_frames(num_latents: int) -> int:
+    """Pixel frames that so many leading latent frames stand for."""
+    return (num_latents - 1) * TEMPORAL_STRIDE + 1 if num_latents else 0
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
     """One size that clips are brought to: width and height in pixels, length in frames (4k + 1)."""
@@ -39,7 +49,7 @@ class Bucket:
     def latent_shape(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns."""
         return (
-            (self.num_frames - 1) // TEMPORAL_STRIDE + 1,
+            latent_frames(self.num_frames),
             self.height // SPATIAL_STRIDE,
             self.width // SPATIAL_STRIDE,
         )

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +131,12 @@ def measure_caching(options: argparse.Namespace) -> Results:
             )
             for number in range(options.clips)
         ]
-        load = partial(chunks_of)
-        pixels = list(load(jobs[0]))
+        pixels = list(chunks_of(jobs[0]))
         times: dict[str, list[float]] = {"decode": [], "encode": [], "together": []}
         for _ in range(options.repetitions):
-            times["decode"].append(seconds(lambda: [sum(1 for _ in load(job)) for job in jobs]))
+            times["decode"].append(seconds(lambda: [sum(1 for _ in chunks_of(job)) for job in jobs]))
             times["encode"].append(seconds(lambda: [vae.encode(iter(pixels)) for _ in jobs]))
-            times["together"].append(seconds(lambda: fill(jobs, load, vae)))
+            times["together"].append(seconds(lambda: fill(jobs, vae)))
             for job in jobs:
                 job.path.unlink()
     ratios = [
@@ -165,8 +163,10 @@ def chunks_of(job: LatentJob) -> Iterator[torch.Tensor]:
     return load_chunks(job.source, job.picks.times, job.bucket, crop=job.crop, source_fps=job.source_fps)
 
 
-def fill(jobs: list[LatentJob], load: Callable[[LatentJob], Any], vae: VideoAutoencoder) -> None:
-    fill_latents(jobs, load_chunks=load, encode=vae.encode, on_done=lambda _: None, least_bytes=lambda _: 1)
+def fill(jobs: list[LatentJob], vae: VideoAutoencoder) -> None:
+    fill_latents(
+        jobs, load_chunks=chunks_of, encode=vae.encode, on_done=lambda _: None, least_bytes=lambda _: 1
+    )
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.data.refusals import UnusableFileError
-from longcat_tune.types import TEMPORAL_STRIDE, ClipRecord, Task
+from longcat_tune.types import ClipRecord, Task, latent_frames, pixel_frames
 
 START_IMAGE_LATENTS = 1
 """Latent frames that a start image takes; continuation always has more."""
@@ -22,8 +22,7 @@ def tasks_of(entry: DatasetEntry) -> tuple[Task, ...]:
     Args:
         entry: task_mix decides; without one is_i2v, then video.continuation_frames, else text-to-video.
     """
-    given = entry.video.continuation_frames
-    continued = 0 if given is None else (given - 1) // TEMPORAL_STRIDE + 1
+    continued = latent_frames(entry.video.continuation_frames or 0)
     if entry.task_mix is None:
         return (Task(START_IMAGE_LATENTS if entry.is_i2v else continued),)
     latents: dict[Literal["t2v", "i2v", "continuation"], int]
@@ -73,5 +72,4 @@ def require_something_to_learn(
 
 def given_frames(task: Task) -> int:
     """How many leading pixel frames of a clip a task gives; 0 for text-to-video."""
-    latents = task.num_cond_latents
-    return (latents - 1) * TEMPORAL_STRIDE + 1 if latents else 0
+    return pixel_frames(task.num_cond_latents)

@@ -5,8 +5,6 @@ All of them plan the run as `check` does, for the names of its files follow from
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,7 @@ from longcat_tune.data.cache_files import FolderContents, latents_fault, remove,
 from longcat_tune.errors import DataError
 from longcat_tune.log import output, progress
 from longcat_tune.runs.cache_jobs import CacheJobs, wanted_by
-
-logger = logging.getLogger(__name__)
-
-LISTED_AT_MOST = 20
+from longcat_tune.runs.problems import show_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +83,7 @@ def status(config: RunConfig, *, config_dir: Path, as_json: bool) -> None:
     folders = [use.report() for use in _uses(jobs)]
     problems = len(jobs.plan.problems)
     if as_json:
-        _print_json({"folders": folders, "problems": problems})
+        show_json({"folders": folders, "problems": problems})
         return
     rows = [("files", "size", "needed", "have", "missing", "not needed", "folder")]
     for one in folders:
@@ -133,7 +128,7 @@ def verify(config: RunConfig, *, config_dir: Path, as_json: bool, remove_damaged
     read = len(texts) + len(latents)
     if as_json:
         listed = [{"path": str(damage.path), "reason": damage.reason} for damage in damaged]
-        _print_json({"read": read, "missing": wanted - read, "damaged": listed, "removed": remove_damaged})
+        show_json({"read": read, "missing": wanted - read, "damaged": listed, "removed": remove_damaged})
     else:
         lines = [f"damaged {damage.path} {damage.reason}" for damage in damaged]
         lines.append(f"{read} files read, {wanted - read} not encoded yet, {len(damaged)} damaged")
@@ -222,10 +217,6 @@ def _examined(
     for latent in latents:
         reason = latents_fault(latent.path, latent.bucket, channels=jobs.channels)
         yield None if reason is None else Damage(latent.path, reason)
-
-
-def _print_json(value: Any) -> None:
-    output.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, highlight=False)
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from longcat_tune.checkpoint.lora_reader import LoraLayout
 from longcat_tune.checkpoint.lora_writer import LoraFormat, OfficialChoices
 from longcat_tune.errors import ConfigError
 from longcat_tune.log import output
+from longcat_tune.runs.problems import show_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def inspect(paths: Sequence[Path], *, as_json: bool = False) -> None:
     """
     reports = [_report(lora_file(path)) for path in paths]
     if as_json:
-        output.print(json.dumps(reports, indent=2, ensure_ascii=False), markup=False, highlight=False)
+        show_json(reports)
         return
     for report in reports:
         output.print("\n".join(_lines(report)), markup=False, highlight=False)

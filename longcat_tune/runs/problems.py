@@ -110,7 +110,7 @@ def config_problems_shown(*, as_json: bool) -> Iterator[None]:
         raise
 
 
-def show_json(report: Mapping[str, Any]) -> None:
+def show_json(report: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write a report for machines to standard output."""
     # Past the console's layout, which takes a second for ten thousand lines; ASCII suits every terminal.
     output.file.write(json.dumps(report, indent=2) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longcat_tune.types import TEMPORAL_STRIDE, Bucket, TextFeatures
+from longcat_tune.types import Bucket, TextFeatures, pixel_frames
 
 CONTINUED_FRAMES = 13
 """Of a clip that goes on, so many last frames are given (the authors' num_cond_frames)."""
@@ -81,7 +81,7 @@ class EncodedRequest:
     @property
     def num_given_frames(self) -> int:
         """Leading pixel frames that they stand for."""
-        return (self.num_cond_latents - 1) * TEMPORAL_STRIDE + 1 if self.num_cond_latents else 0
+        return pixel_frames(self.num_cond_latents)
 
 
 def continued(encoded: EncodedRequest, cond_CKHW: Tensor, *, segment: int) -> EncodedRequest:

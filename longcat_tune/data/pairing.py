@@ -47,9 +47,13 @@ class StartImages:
             case [ClipRecord() as image]:
                 return replace(record, conditioning=image)
             case [Refusal() as refusal]:
-                reason = f"has an unusable conditioning image: {refusal.path} {refusal.reason}"
-                raise UnusableFileError(record.path, reason, refusal.remedy)
+                raise UnusableFileError(record.path, blamed_on(refusal), refusal.remedy)
             case several:
                 names = ", ".join(str(image.path) for image in several)
                 reason = f"has {len(several)} conditioning images: {names}"
                 raise UnusableFileError(record.path, reason, "keep one of them")
+
+
+def blamed_on(image: Refusal) -> str:
+    """The reason of a clip that cannot be used because of its start image."""
+    return f"has an unusable conditioning image: {image.path} {image.reason}"

@@ -19,6 +19,7 @@ from longcat_tune.data.collecting import uncollected
 from longcat_tune.data.duplicates import duplicates
 from longcat_tune.data.epochs import DatasetBatches, Phase
 from longcat_tune.data.manifest import Manifest
+from longcat_tune.data.pairing import blamed_on
 from longcat_tune.data.planning import DatasetPlan
 from longcat_tune.data.sampler import count_batches
 from longcat_tune.data.sources import SourceIndex
@@ -108,8 +109,8 @@ class RunPlan:
         """Every file that cannot be used; a start image is named with its clip, if it has one."""
         of_clips = [refusal for dataset in self.datasets for refusal in dataset.plan.refusals]
         of_images = (refusal for images in self.start_images for refusal in images.refusals)
-        untold = (one for one in of_images if not any(str(one.path) in clip.reason for clip in of_clips))
-        return (*of_clips, *untold)
+        told = {clip.reason for clip in of_clips}
+        return (*of_clips, *(image for image in of_images if blamed_on(image) not in told))
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -211,7 +211,7 @@ def test_a_checkpoint_folder_that_is_incomplete_names_the_file(tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("validation_preview_steps", 2), ("attention_implementation", "block_sparse")],
+    [("validation_preview_steps", 2)],
 )
 def test_features_of_a_later_stage_say_so(tmp_path: Path, capsys, key: str, value: str) -> None:
     code, path = run(tmp_path, [], "train", **{key: value})
@@ -235,8 +235,8 @@ def test_nothing_to_render(tmp_path: Path, capsys) -> None:
     code, _ = run(tmp_path, [], "validate", data_backend_config=None)
     assert code == 2
     assert error_of(capsys) == (
-        "nothing to render: give --prompt TEXT, or set validation_prompt, or set validation_using_datasets "
-        "with eval_dataset_id"
+        "nothing to render: give --prompt TEXT, or set validation_prompt, validation_prompt_library or "
+        "user_prompt_library, or set validation_using_datasets with eval_dataset_id"
     )
 
 

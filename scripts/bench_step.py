@@ -20,23 +20,23 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_rows import BUCKETS, HEADS, STEPS, Row, line, padded, rows_of
 from random_base import RandomBase, random_base
 from torch import Generator, Tensor
 
 from longcat_tune.errors import UserError
 from longcat_tune.files import write_json_atomically
 from longcat_tune.flow.density import SigmaDensity
-from longcat_tune.memory.budget import GIB
 from longcat_tune.memory.budget_shape import ModelShape
 from longcat_tune.memory.budget_time import CARDS, StepCost, rates_of, step_cost
-from longcat_tune.memory.budget_training import AdapterSize, BatchSize, Placement, Training, training_budget
+from longcat_tune.memory.budget_training import AdapterSize, BatchSize, Training, training_budget
 from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
 from longcat_tune.training.step import training_step
 from longcat_tune.types import TEXT_TOKENS, Batch, Bucket
@@ -54,61 +54,6 @@ BUILDING = 25.0
 """Seconds that building the full model takes, about."""
 
 SMALL = ModelShape(hidden_size=512, depth=8, num_heads=4, ffn_size=1536, caption_channels=256)
-BUCKETS = {
-    "480p": Bucket(832, 480, 93),
-    "18k": Bucket(576, 384, 81),
-    "720p": Bucket(1280, 720, 93),
-    "small": Bucket(160, 160, 37),
-}
-RESIDENT, STREAMED, CHUNKED = "resident", "streamed", "streamed, FFN in chunks"
-MODES = {"480p": (RESIDENT, CHUNKED), "18k": (STREAMED,), "720p": (CHUNKED,)}
-"""Rows of a quantized base where all shapes are measured in one call."""
-STEPS = {"480p": 2, "18k": 3, "720p": 1, "small": 3}
-"""Measured steps of a row, after the first."""
-
-
-@dataclass
-class Row:
-    """One line of the table, filled in as it is measured.
-
-    Attributes:
-        shape: name of a bucket.
-        precision: of the base.
-        mode: what is not on the device.
-        placement: of weights and activations.
-        error: why it was not measured.
-        measured: numbers by name.
-        predicted: numbers by name.
-    """
-
-    shape: str
-    precision: str
-    mode: str
-    placement: Placement
-    error: str | None = None
-    measured: dict[str, Any] = field(default_factory=dict)
-    predicted: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def resident(self) -> bool:
-        """Whether all weights are on the device."""
-        return self.placement.streamed_blocks == 0
-
-
-def rows_of(shape: ModelShape, shapes: Sequence[str], precisions: Sequence[str]) -> list[Row]:
-    """Everything to measure; rows of one precision and one place of the weights share a model."""
-    everything = Placement(streamed_blocks=shape.depth, boundaries_on_host=True)
-    rows = []
-    for name in shapes:
-        chunked = replace(everything, ffn_chunk_tokens=256 if name == "small" else 8192)
-        places = {RESIDENT: Placement(), STREAMED: everything, CHUNKED: chunked}
-        for precision in precisions:
-            modes = MODES[name] if len(shapes) > 1 and precision != "bf16" else tuple(places)
-            rows += [Row(name, precision, mode, places[mode]) for mode in modes]
-    if len(shapes) > 1:
-        # By itself it is measured whole; beside the others there is time for one row of it.
-        rows = [row for row in rows if row.shape != "720p" or row.precision != "bf16"]
-    return sorted(rows, key=lambda row: (precisions.index(row.precision), not row.resident))
 
 
 @dataclass(frozen=True)
@@ -117,12 +62,13 @@ class Bench:
 
     shape: ModelShape
     device: torch.device
+    attention: str
     deadline: float
     save: Callable[[list[Row]], None]
 
     def run(self, rows: list[Row]) -> None:
         """Measure all rows, one after the other."""
-        base: RandomBase | None = None
+        base: RandomBase | str = "nothing is built yet"
         built: tuple[str, bool] | None = None
         for row in rows:
             kind = (row.precision, row.resident)
@@ -130,24 +76,30 @@ class Bench:
                 row.error = "no time left"
             else:
                 if built != kind:
-                    base = None
+                    base = "gone, before the next one is built"
                     free(self.device)
                     base, built = self.build(row), kind
-                if base is None:
-                    row.error = "the model of this row could not be built"
+                if isinstance(base, str):
+                    row.error = base
                 else:
                     self.measure(base, row)
             say(line(row, rows))
             self.save(rows)
 
-    def build(self, row: Row) -> RandomBase | None:
-        """Make the model of a row and of those like it; None when that fails, which is told."""
+    def build(self, row: Row) -> RandomBase | str:
+        """Make the model of a row and of those like it; or say why that fails."""
         began = time.perf_counter()
         try:
-            base = random_base(self.shape, row.precision, row.placement, device=self.device, rank=RANK)
+            base = random_base(
+                self.shape,
+                row.precision,
+                row.placement,
+                device=self.device,
+                rank=RANK,
+                attention=self.attention,
+            )
         except (UserError, RuntimeError, ImportError, OSError, ValueError) as error:
-            say(f"building {row.precision}, {row.mode}: {one_line(error)}")
-            return None
+            return f"building: {one_line(error)}"
         seconds = time.perf_counter() - began
         say(f"built {row.precision}, {row.mode}, in {seconds:.0f} s; attention: {base.attention.description}")
         return base
@@ -175,7 +127,10 @@ class Bench:
         frames, height, width = bucket.latent_shape
         values = self.shape.in_channels * frames * height * width
         batch = BatchSize(bucket.name, 1, bucket.num_tokens, values)
-        return Training(self.shape, row.precision, row.placement, adapter, batch, imports_bytes=0)
+        share = 1 / 16 if self.attention == "block_sparse" else 1.0
+        return Training(
+            self.shape, row.precision, row.placement, adapter, batch, imports_bytes=0, attended_share=share
+        )
 
     def cost(self, row: Row, parameters: int) -> StepCost:
         """What a step of a row computes and moves."""
@@ -272,52 +227,6 @@ def stepper(base: RandomBase, bucket: Bucket, device: torch.device) -> Callable[
     return step
 
 
-HEADS = (
-    "shape",
-    "precision",
-    "mode",
-    "s/step",
-    "spread",
-    "of resident",
-    "waiting",
-    "device GiB",
-    "predicted",
-)
-HEADS += ("host GiB", "tokens/s", "TFLOP/s")
-WIDTHS = (6, 12, 24, 8, 14, 11, 8, 10, 10, 8, 9, 8)
-
-
-def line(row: Row, rows: Sequence[Row]) -> str:
-    """One line of the table."""
-    told = [row.shape, row.precision, row.mode]
-    if row.error is not None:
-        return "  ".join([*padded(told), row.error])
-    now = row.measured
-    whole = next(
-        (one for one in rows if one.resident and (one.shape, one.precision) == (row.shape, row.precision)),
-        row,
-    )
-    ratio = now["seconds"] / whole.measured["seconds"] if whole.measured else None
-    device = now["device_bytes"]
-    cells = [
-        *told,
-        f"{now['seconds']:.2f}",
-        f"{min(now['all_seconds']):.2f}-{max(now['all_seconds']):.2f}",
-        "" if ratio is None else f"{ratio:.3f}",
-        f"{now['waiting_share']:.1%}",
-        "" if device is None else f"{device / GIB:.2f}",
-        f"{row.predicted['device_bytes'] / GIB:.2f}",
-        f"{now['host_bytes'] / GIB:.1f}",
-        f"{now['tokens_per_second']:,.0f}",
-        f"{now['tflops']:.1f}",
-    ]
-    return "  ".join(padded(cells))
-
-
-def padded(cells: Sequence[str]) -> list[str]:
-    return [cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)]
-
-
 def resident_bytes() -> int:
     """Host memory that this process holds now."""
     found = re.search(r"^VmRSS:\s+(\d+)", STATUS.read_text(), re.MULTILINE)
@@ -360,6 +269,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model on the CPU")
     parser.add_argument("--shapes", default="480p,18k,720p", help="of: " + ", ".join(BUCKETS))
     parser.add_argument("--precisions", default="bf16,int8-quanto", help="of the base")
+    parser.add_argument("--attention", default="sdpa", help="as attention_implementation; sdpa is dense")
     parser.add_argument("--seconds", type=float, default=560.0, help="after which no row is begun")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     options = parser.parse_args()
@@ -383,7 +293,7 @@ def main() -> None:
 
     say(f"{device_name(device)}, {shape.parameters / 1e9:.2f} G parameters, {len(rows)} rows")
     say("  ".join(padded(HEADS)))
-    Bench(shape, device, time.monotonic() + options.seconds, save).run(rows)
+    Bench(shape, device, options.attention, time.monotonic() + options.seconds, save).run(rows)
     print("\n".join(["", "  ".join(padded(HEADS)), *(line(row, rows) for row in rows), str(target)]))
 
 

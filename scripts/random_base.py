@@ -15,6 +15,7 @@ from longcat_tune.memory.frozen import FrozenLinear, freeze_linears
 from longcat_tune.memory.recompute import enable_recompute
 from longcat_tune.memory.streaming import BlockStream, spread_evenly
 from longcat_tune.model.attention import AttentionChoice, choose_attention
+from longcat_tune.model.block_sparse.settings import BlockSparseSettings
 from longcat_tune.model.blocks import Float32Linear
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora import add_lora
@@ -61,7 +62,7 @@ def random_base(
     *,
     device: torch.device,
     rank: int,
-    on_block: Callable[[int], None] = lambda _: None,
+    attention: str,
 ) -> RandomBase:
     """Build a model whose weights are normal, of the released model's architecture.
 
@@ -71,10 +72,15 @@ def random_base(
         placement: which blocks are streamed.
         device: where it computes.
         rank: of the adapter on its attention.
-        on_block: told the number of each block that is done.
+        attention: a value of attention_implementation.
     """
-    attention = choose_attention(
-        "auto", device=device, dtype=torch.bfloat16, head_dim=shape.head_dim, training=True
+    chosen = choose_attention(
+        attention,
+        device=device,
+        dtype=torch.bfloat16,
+        head_dim=shape.head_dim,
+        training=True,
+        block_sparse=BlockSparseSettings(),
     )
     quantize = _quantizer(precision, device)
     with torch.device("meta"):
@@ -85,7 +91,7 @@ def random_base(
             caption_channels=shape.caption_channels,
             mlp_ratio=MLP_RATIO,
             adaln_tembed_dim=shape.time_size,
-            attend=attention.function,
+            attend=chosen.function,
         ).to(torch.bfloat16)
     model.requires_grad_(requires_grad=False)
     torch.manual_seed(0)
@@ -99,7 +105,6 @@ def random_base(
         freeze_linears(block, in_float32=(Float32Linear,), quantize=quantize)
         if stream is not None and number in streamed:
             stream.add(block)
-        on_block(number)
     add_lora(
         model,
         targets=lora_target_modules(model, "attention"),
@@ -108,9 +113,9 @@ def random_base(
         generator=Generator().manual_seed(0),
         autocast=True,
     )
-    model.plan_attention = attention.plan
+    model.plan_attention = chosen.plan
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return RandomBase(model, stream, attention, trained)
+    return RandomBase(model, stream, chosen, trained)
 
 
 def _quantizer(precision: str, device: torch.device) -> Callable[[nn.Linear], FrozenLinear] | None:

@@ -105,7 +105,7 @@ def step_cost(training: Training, *, micro_batches: int = 1) -> StepCost:
     linear = forward_operations(shape, batch) * (2 + share)
     # An adapter's two small products: forward, recompute, input gradients, its own gradients.
     linear += 2 * batch.clips * batch.tokens * training.adapter.parameters * (3 + share)
-    attention = attention_operations(shape, batch) * (ATTENTION_PASSES - 1 + share)
+    attention = attention_operations(shape, batch, training.attended_share) * (ATTENTION_PASSES - 1 + share)
     boundaries = 2 * recomputed * hidden_bytes(training) if placement.boundaries_on_host else 0
     return StepCost(
         linear=micro_batches * linear,
@@ -124,9 +124,9 @@ def forward_operations(shape: ModelShape, batch: BatchSize) -> float:
     return 2.0 * batch.clips * shape.depth * (batch.tokens * video + batch.text_tokens * text)
 
 
-def attention_operations(shape: ModelShape, batch: BatchSize) -> float:
-    """Operations of one forward pass in attention: 4 N (N + L) C per block."""
-    keys = batch.tokens + batch.text_tokens
+def attention_operations(shape: ModelShape, batch: BatchSize, attended_share: float = 1.0) -> float:
+    """Operations of one forward pass in attention: 4 N (N + L) C per block, of N the share attended to."""
+    keys = attended_share * batch.tokens + batch.text_tokens
     return 4.0 * batch.clips * shape.depth * batch.tokens * keys * shape.hidden_size
 
 

@@ -107,6 +107,7 @@ class Training:
         batch: the largest.
         imports_bytes: of host memory that Python and its libraries take.
         writes_scores: whether attention is written out instead of fused.
+        attended_share: of all pairs of video tokens; 1 is dense.
     """
 
     shape: ModelShape
@@ -116,6 +117,7 @@ class Training:
     batch: BatchSize
     imports_bytes: int
     writes_scores: bool = False
+    attended_share: float = 1.0
 
 
 def training_budget(training: Training) -> Budget:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from longcat_tune.config.model import QuantizedPrecision
 from longcat_tune.errors import ConfigError, DeviceError
 from longcat_tune.memory.frozen import FrozenLinear
 from longcat_tune.memory.quantized import (
@@ -24,6 +24,9 @@ from longcat_tune.memory.quantized import (
     dense_from_int4,
     dense_from_int8,
 )
+
+if TYPE_CHECKING:
+    from longcat_tune.config.model import QuantizedPrecision
 
 PIECE_NUMBERS = 1 << 18
 """Numbers of a weight that are quantized at once; the libraries make up to 16 bytes for each on the way."""

@@ -23,6 +23,7 @@ from longcat_tune.memory.budget_parts import (
 )
 from longcat_tune.memory.budget_time import StepCost, step_cost
 from longcat_tune.memory.budget_training import BatchSize, Placement, Training, training_budget
+from longcat_tune.model.block_sparse.plan import MIN_PIXELS
 from longcat_tune.runs.machine import Machine
 from longcat_tune.runs.memory_sizes import RunSizes, placement_of
 from longcat_tune.types import Bucket
@@ -253,37 +254,46 @@ def _least(placement: Placement, depth: int) -> Placement:
 def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Placement) -> Iterator[Part]:
     """What a run does, each with what it needs; the largest of a kind stands for all where only it counts."""
 
-    def training(batch: BatchSize) -> Training:
+    def training(bucket: Bucket, *, clips: int) -> Training:
         return Training(
             sizes.shape,
             model.base_model_precision,
             placement,
             sizes.adapter,
-            batch,
+            _batch(bucket, sizes, clips=clips),
             machine.imports_bytes,
             writes_scores=model.attention_implementation == "math",
+            attended_share=_attended_share(model, bucket, sizes, machine),
         )
 
-    batches = [_batch(bucket, sizes, clips=sizes.batch_size) for bucket in sizes.trained]
-    for batch in batches:
-        step = training(batch)
+    for bucket in sizes.trained:
+        step = training(bucket, clips=sizes.batch_size)
         cost = step_cost(step, micro_batches=sizes.micro_batches)
-        yield Part(f"training {batch.name}", training_budget(step), cost)
-    largest = max(batches, key=lambda batch: batch.tokens, default=None)
+        yield Part(f"training {bucket.name}", training_budget(step), cost)
+    trains = [training(bucket, clips=sizes.batch_size) for bucket in _largest(sizes.trained)]
     for bucket in _largest(sizes.held_out):
-        if largest is not None:
-            part = evaluation_budget(training(largest), _batch(bucket, sizes))
-            yield Part(f"evaluation {bucket.name}", part)
+        for largest in trains:
+            yield Part(f"evaluation {bucket.name}", evaluation_budget(largest, _batch(bucket, sizes)))
     for bucket in _largest(sizes.rendered):
-        batch = _batch(bucket, sizes)
-        beside = training(largest or batch)
-        budget = render_budget(beside, batch, _picture(bucket), sizes.vae, in_training=largest is not None)
+        beside = trains[0] if trains else training(bucket, clips=1)
+        picture = _picture(bucket)
+        budget = render_budget(beside, _batch(bucket, sizes), picture, sizes.vae, in_training=bool(trains))
         yield Part(f"render {bucket.name}", budget)
     for bucket in _largest(sizes.encoded):
         budget = encode_budget(sizes.vae, _picture(bucket), imports_bytes=machine.imports_bytes)
         yield Part(f"encoding clips {bucket.name}", budget, certain=False)
     captions = text_budget(sizes.text_encoder, imports_bytes=machine.imports_bytes)
     yield Part("encoding captions", captions, certain=False)
+
+
+def _attended_share(model: ModelSection, bucket: Bucket, sizes: RunSizes, machine: Machine) -> float:
+    """Which part of its pairs of tokens a clip's attention computes: a sixteenth where it is block-sparse."""
+    chosen = model.attention_implementation
+    large = bucket.num_frames > 1 and bucket.width * bucket.height >= MIN_PIXELS
+    on_card = machine.capacity.device is not None
+    if chosen == "block_sparse" or (chosen == "auto" and on_card and large):
+        return sizes.sparse_share
+    return 1.0
 
 
 def _largest(buckets: Iterable[Bucket]) -> Sequence[Bucket]:

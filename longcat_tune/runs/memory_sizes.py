@@ -24,6 +24,7 @@ from longcat_tune.memory.budget_parts import (
 )
 from longcat_tune.memory.budget_shape import BF16, FLOAT32, ModelShape
 from longcat_tune.memory.budget_training import AdapterSize, Placement
+from longcat_tune.model.block_sparse.settings import BlockSparseSettings, read_block_sparse_settings
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.adapter import AdapterPlan
 from longcat_tune.runs.build import CheckpointFolders
@@ -64,6 +65,7 @@ class RunSizes:
         vae: its size.
         text_encoder: its size.
         released: whether the released model's sizes stand for a checkpoint that is not here yet.
+        sparse_share: of the pairs of video tokens that block-sparse attention keeps.
     """
 
     shape: ModelShape
@@ -77,6 +79,7 @@ class RunSizes:
     vae: VaeSize
     text_encoder: TextEncoderSize
     released: bool
+    sparse_share: float = 1 / 16
 
 
 def run_sizes(
@@ -116,6 +119,7 @@ def run_sizes(
         vae=_vae_size(config.model, checkpoint),
         text_encoder=_text_encoder_size(config.model, checkpoint),
         released=checkpoint is None,
+        sparse_share=_sparse_share(checkpoint),
     )
 
 
@@ -163,6 +167,14 @@ def adapter_size(shape: ModelShape, plan: AdapterPlan | None, training: Training
         state_bytes=STATE_BYTES[training.optimizer],
         averaged=training.use_ema,
     )
+
+
+def _sparse_share(checkpoint: CheckpointFolders | None) -> float:
+    """What block-sparse attention keeps; all of it where that depends on the values."""
+    settings = (
+        BlockSparseSettings() if checkpoint is None else read_block_sparse_settings(checkpoint.transformer)
+    )
+    return 1 - (settings.rule.sparsity or 0.0)
 
 
 def _vae_size(model: ModelSection, checkpoint: CheckpointFolders | None) -> VaeSize:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
-
-LossKind = Literal["l2", "huber"]
 
 
 def flow_loss(

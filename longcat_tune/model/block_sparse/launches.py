@@ -242,5 +242,13 @@ def _cut(cut: Partition, tile: int) -> bool:
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Strides of batch, head and token, one tensor after the other."""
-    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    """Strides of batch, head and token, one tensor after the other.
+
+    An axis of one element may have any stride, and one that is no multiple of 16 would make Triton load each
+    value by itself: 0 is one.
+    """
+    return [
+        stride if size > 1 else 0
+        for tensor in tensors
+        for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
+    ]

@@ -160,3 +160,10 @@ def test_heads_turned_around_in_groups_give_the_same(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lists, "ENTRIES_AT_ONCE", 1)
     apart = by_kernels(heads, mask, queries, queries)
     assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
+
+
+def test_axes_of_one_element_do_not_spoil_the_alignment() -> None:
+    from longcat_tune.model.block_sparse.launches import _strides
+
+    odd = torch.empty(64).as_strided((1, 1, 4, 16), (1, 3, 16, 1))
+    assert _strides(odd, odd.transpose(1, 2)) == [0, 0, 16, 0, 16, 0]

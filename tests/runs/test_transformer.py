@@ -161,6 +161,18 @@ def test_only_streamed_weights_are_on_the_host_and_none_computes_there(
     assert all(weight.grad is not None and weight.grad.device == META for weight in trained)
 
 
+def test_the_magnitudes_of_a_dora_are_those_of_the_weights_that_compute(tmp_path: Path) -> None:
+    pytest.importorskip("optimum.quanto")
+    keys = {"base_model_precision": "int8-quanto", "enable_group_offload": True, "use_dora": True}
+    config = make_run(tmp_path, [], **keys)
+    folder = find_checkpoint(config.model).transformer
+    adapter = require_transformer(config.lora, folder, config_dir=tmp_path)
+    layer = model_with_adapter(config, folder, adapter, device=CPU).blocks[2].attn.qkv
+    dense = layer.get_base_layer()(torch.eye(192, dtype=torch.bfloat16)) - layer.get_base_layer().bias
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    torch.testing.assert_close(magnitude, dense.float().norm(dim=0), rtol=5e-3, atol=1e-4)
+
+
 def test_a_device_without_room_for_the_transformer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: object, **_keys: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

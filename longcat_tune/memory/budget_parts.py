@@ -25,10 +25,9 @@ from longcat_tune.memory.budget_training import (
 BASE_WIDTH = 96
 """Channels of the released VAE's outermost layers; what the bytes per pixel were counted at, in bf16."""
 ENCODE_BYTES_PER_PIXEL = 7_502
-DECODE_BYTES_PER_PIXEL = 10_130
-"""Without the frames that come out; those are counted apart."""
-DECODED_BYTES = 3 * BF16 * 2 + 3 * FLOAT32
-"""Per pixel of every frame: three channels, while the last chunk is joined to the others, then in float32."""
+DECODE_BYTES_PER_PIXEL = 10_160
+FRAME_BYTES = 3 * (2 * FLOAT32 + 1)
+"""Per pixel of every decoded frame in host memory: three channels in float32, scaled, and in bytes."""
 CONVOLUTION_WORKSPACE = 2**30
 """Bytes that cuDNN may take for its convolutions; an assumption."""
 SCORE_COPIES = 6
@@ -170,7 +169,7 @@ def render_budget(
         reserve=True,
     )
     features = vae.working_bytes(DECODE_BYTES_PER_PIXEL, picture.pixels)
-    decoded = DECODED_BYTES * picture.pixels * picture.frames
+    decoded = FRAME_BYTES * picture.pixels * picture.frames
     return Budget(
         (
             Moment(f"denoising, {picture.name}", (*lasting, *working, torn)),
@@ -182,11 +181,8 @@ def render_budget(
                     Term(
                         "decoder's features", features, "device", f"{picture.pixels:,} pixels x counted bytes"
                     ),
-                    Term(
-                        "decoded frames", decoded, "device", f"{picture.frames} x pixels x {DECODED_BYTES} B"
-                    ),
                     Term("convolutions' workspace", CONVOLUTION_WORKSPACE, "device", "cuDNN", reserve=True),
-                    Term("frames of the video", decoded // 2, "host", "in float32, and in bytes"),
+                    Term("decoded frames", decoded, "host", f"{picture.frames} x pixels x {FRAME_BYTES} B"),
                 ),
             ),
         )

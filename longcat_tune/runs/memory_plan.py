@@ -7,13 +7,14 @@ makes it fit. The arithmetic is memory's.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import DeviceError
-from longcat_tune.memory.budget import SPARE, Budget, Shortage, gib, shortages
+from longcat_tune.memory.budget import SPARE, Budget, Shortage, Where, gib, shortages
 from longcat_tune.memory.budget_parts import (
     Picture,
     encode_budget,
@@ -229,21 +230,35 @@ def _changes(now: Placement, found: Placement) -> list[str]:
 
 def _fitting(config: RunConfig, sizes: RunSizes, machine: Machine, least: Placement) -> Placement | None:
     """The placement that fits with the fewest streamed blocks, then boundaries, then chunks; or none."""
-    for placement in _candidates(least, sizes.shape.depth):
-        parts = _parts(config.model, sizes, machine, placement)
-        if not _shortages(parts, machine):
-            return placement
+    # The largest bucket decides, and there may be dozens.
+    decisive = replace(sizes, trained=tuple(_largest(sizes.trained)))
+
+    def lacking(placement: Placement) -> set[Where]:
+        parts = _parts(config.model, decisive, machine, placement)
+        return {shortage.where for shortage in _shortages(parts, machine)}
+
+    counts = range(least.streamed_blocks, sizes.shape.depth + 1)
+    for level in _levels(least):
+        # The device needs the less, and the host the more, the more blocks are streamed.
+        place = bisect_left(
+            counts, True, key=lambda count: "device" not in lacking(replace(level, streamed_blocks=count))
+        )
+        if place < len(counts):
+            found = replace(level, streamed_blocks=counts[place])
+            if not lacking(found):
+                return found
     return None
 
 
-def _candidates(least: Placement, depth: int) -> Iterator[Placement]:
-    """Placements from cheap to dear: more blocks streamed, then their inputs too, then smaller chunks."""
-    chunks = [chunk for chunk in CHUNKS if least.ffn_chunk_tokens is None or chunk < least.ffn_chunk_tokens]
-    levels = [(least.boundaries_on_host, least.ffn_chunk_tokens), (True, least.ffn_chunk_tokens)]
-    levels += [(True, chunk) for chunk in chunks]
-    for on_host, chunk in dict.fromkeys(levels):
-        for streamed in range(least.streamed_blocks, depth + 1):
-            yield replace(least, streamed_blocks=streamed, boundaries_on_host=on_host, ffn_chunk_tokens=chunk)
+def _levels(least: Placement) -> Iterator[Placement]:
+    """Placements from cheap to dear, whatever is streamed: boundaries leave, then chunks shrink."""
+    yield least
+    moved = replace(least, boundaries_on_host=True)
+    if moved != least:
+        yield moved
+    for chunk in CHUNKS:
+        if least.ffn_chunk_tokens is None or chunk < least.ffn_chunk_tokens:
+            yield replace(moved, ffn_chunk_tokens=chunk)
 
 
 def _least(placement: Placement, depth: int) -> Placement:

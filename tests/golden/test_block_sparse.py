@@ -1,4 +1,4 @@
-"""Block-sparse attention against golden numbers: the definition, and the kernels in Triton's interpreter."""
+"""Block-sparse attention against golden numbers; kernels run on a GPU or in the interpreter."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from tests.golden.block_sparse_cases import CASES, SMALL, BlockSparseCase
 from tests.golden.cases import Case, parametrize
 
 CPU = torch.device("cpu")
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda") if GPU else CPU
+"""Where kernels run."""
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 small_cases = pytest.mark.parametrize(
@@ -21,11 +24,11 @@ small_cases = pytest.mark.parametrize(
 )
 
 
-def cuts_of(case: BlockSparseCase) -> tuple[Partition, Partition]:
+def cuts_of(case: BlockSparseCase, device: torch.device = CPU) -> tuple[Partition, Partition]:
     grids = case.grids
     return (
-        partition((grids["grid_q"],), grids["chunk_q"], CPU),
-        partition((grids["grid_k"],), grids["chunk_k"], CPU),
+        partition((grids["grid_q"],), grids["chunk_q"], device),
+        partition((grids["grid_k"],), grids["chunk_k"], device),
     )
 
 
@@ -50,18 +53,18 @@ def check_kernels(case: BlockSparseCase, dtype: torch.dtype, precision: str) -> 
     from longcat_tune.model.block_sparse.function import attend_by_kernel
     from longcat_tune.model.block_sparse.launches import LOG2_E, attend
 
-    queries, keys = cuts_of(case)
-    q, k, v, dout = in_blocks(case, dtype)
-    lists = BlockLists.of_mask(case.tensors()["block_mask"].bool(), keys)
+    queries, keys = cuts_of(case, DEVICE)
+    q, k, v, dout = (tensor.to(DEVICE) for tensor in in_blocks(case, dtype))
+    lists = BlockLists.of_mask(case.tensors()["block_mask"].bool().to(DEVICE), keys)
     heads = [tensor.requires_grad_() for tensor in (q, k, v)]
     out = attend_by_kernel(*heads, lists, queries, keys)
     dq, dk, dv = torch.autograd.grad(out, heads, dout)
-    results = by_frame(case, {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv})
+    results = by_frame(case, {"out": out.detach().cpu(), "dq": dq.cpu(), "dk": dk.cpu(), "dv": dv.cpu()})
     case.check(results, precision)
     if dtype == torch.float32:
         with torch.no_grad():
             lse = attend(q, k, v, lists, queries, keys)[1] / LOG2_E
-        case.check_lse(by_frame(case, {"lse": lse})["lse"], precision)
+        case.check_lse(by_frame(case, {"lse": lse.cpu()})["lse"], precision)
 
 
 @every_case
@@ -102,8 +105,8 @@ def test_kernels_equal_golden_in_float16(case: BlockSparseCase) -> None:
 
 
 @small_cases
-def test_kernels_equal_golden_in_interpreted_bfloat16(case: BlockSparseCase) -> None:
-    check_kernels(case, torch.bfloat16, "bfloat16_triton_interpreter")
+def test_kernels_equal_golden_in_bfloat16(case: BlockSparseCase) -> None:
+    check_kernels(case, torch.bfloat16, "bfloat16" if GPU else "bfloat16_triton_interpreter")
 
 
 @parametrize("bsa")

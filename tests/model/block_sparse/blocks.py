@@ -9,9 +9,12 @@ from longcat_tune.model.block_sparse.partition import Grid, Partition, partition
 
 CPU = torch.device("cpu")
 
+DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
+"""Where kernels run in the tests: on a GPU if there is one, else in the interpreter."""
 
-def cut(grid: Grid, chunk: Grid) -> Partition:
-    return partition((grid,), chunk, CPU)
+
+def cut(grid: Grid, chunk: Grid, device: torch.device = CPU) -> Partition:
+    return partition((grid,), chunk, device)
 
 
 def random_heads(
@@ -23,7 +26,7 @@ def random_heads(
     def tokens(of: Partition) -> Tensor:
         noise = torch.randn(batch, heads, of.num_tokens, head_dim, generator=generator)
         means = torch.randn(batch, heads, of.num_blocks, head_dim, generator=generator)
-        return noise + means[:, :, of.block_of_token()]
+        return (noise + means[:, :, of.block_of_token().cpu()]).to(of.spans_K.device)
 
     return [tokens(queries), tokens(keys), tokens(keys), tokens(queries)]
 

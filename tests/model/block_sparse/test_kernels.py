@@ -1,4 +1,4 @@
-"""The Triton kernels in the interpreter against the definition: any grid, any lists, gradients included."""
+"""The kernels, on a GPU or interpreted, against the definition: any grid, any lists, gradients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from longcat_tune.model.block_sparse.function import attend_by_kernel
 from longcat_tune.model.block_sparse.lists import BlockLists
 from longcat_tune.model.block_sparse.partition import Grid, Partition
 from longcat_tune.model.block_sparse.reference import masked_attention
-from tests.model.block_sparse.blocks import cut, random_heads, relative_error
+from tests.model.block_sparse import blocks
+from tests.model.block_sparse.blocks import DEVICE, random_heads, relative_error
 
 pytest.importorskip("triton")
 
 # Rows of other blocks are computed, and not stored; numpy tells when they overflow.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def cut(grid: Grid, chunk: Grid) -> Partition:
+    return blocks.cut(grid, chunk, DEVICE)
+
 
 NAMES = ("out", "dq", "dk", "dv")
 
@@ -28,7 +34,7 @@ def random_mask(queries: Partition, keys: Partition, *, batch: int, heads: int, 
     shape = (batch, heads, queries.num_blocks, keys.num_blocks)
     mask = torch.rand(shape, generator=generator) < torch.rand((*shape[:3], 1), generator=generator)
     mask[0, 0, 0] = False
-    return mask
+    return mask.to(DEVICE)
 
 
 def by_kernels(heads: list[Tensor], mask: Tensor, queries: Partition, keys: Partition) -> list[Tensor]:
@@ -96,14 +102,17 @@ def test_batches_and_heads_keep_apart_in_any_memory_layout() -> None:
 def test_output_lies_ready_to_be_projected() -> None:
     queries = cut((2, 4, 4), (2, 4, 4))
     out = by_kernels(
-        random_heads(queries, queries, heads=2), torch.ones(1, 2, 1, 1).bool(), queries, queries
+        random_heads(queries, queries, heads=2),
+        torch.ones(1, 2, 1, 1, device=DEVICE).bool(),
+        queries,
+        queries,
     )[0]
     assert out.transpose(1, 2).is_contiguous()
 
 
 def test_empty_rows_give_zeros_and_take_no_gradient() -> None:
     queries, keys = cut((4, 4, 4), (4, 4, 2)), cut((4, 4, 8), (4, 4, 4))
-    mask = torch.tensor([[True, False], [False, False]])[None, None]
+    mask = torch.tensor([[True, False], [False, False]], device=DEVICE)[None, None]
     out, dq, dk, dv = by_kernels(random_heads(queries, keys), mask, queries, keys)
     assert not out[:, :, 32:].any()
     assert not dq[:, :, 32:].any()
@@ -114,7 +123,7 @@ def test_empty_rows_give_zeros_and_take_no_gradient() -> None:
 
 def test_no_block_at_all_gives_zeros() -> None:
     queries = cut((2, 4, 4), (2, 2, 4))
-    mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool, device=DEVICE)
     assert not any(
         tensor.any() for tensor in by_kernels(random_heads(queries, queries), mask, queries, queries)
     )
@@ -128,7 +137,7 @@ def test_large_logits_stay_exact(dtype: torch.dtype, out: float, grads: float) -
     # Bounds: the golden manifest's, the interpreter's own for bfloat16.
     queries = cut((4, 5, 6), (4, 4, 4))
     generator = torch.Generator().manual_seed(5)
-    q, k, v, dout = torch.randn(4, 1, 1, queries.num_tokens, 64, generator=generator)
+    q, k, v, dout = torch.randn(4, 1, 1, queries.num_tokens, 64, generator=generator).to(DEVICE)
     heads = [tensor.to(torch.bfloat16).to(dtype) for tensor in (3 * q, 3 * k, v, dout)]
     mask = random_mask(queries, queries, batch=1, heads=1, seed=5)
     check(heads, mask, queries, queries, out=out, grads=grads)
@@ -138,7 +147,7 @@ def test_scores_far_below_zero_beside_an_edge_stay_finite() -> None:
     queries = cut((2, 3, 5), (2, 4, 4))
     q, k, v, dout = random_heads(queries, queries)
     q, k = q.abs() + 10, -k.abs() - 10
-    mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    mask = torch.ones(1, 1, 2, 2, dtype=torch.bool, device=DEVICE)
     check([q, k, v, dout], mask, queries, queries, out=1e-5, grads=1e-4)
 
 

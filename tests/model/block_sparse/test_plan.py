@@ -123,6 +123,7 @@ def test_cached_condition_frames_give_what_given_ones_give(cond: int) -> None:
     torch.testing.assert_close(noise, whole[:, :, cond:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off where there is a GPU")
 def test_training_with_kernels_gives_the_gradients_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     model, call = make_model(depth=1), inputs(cond=1)

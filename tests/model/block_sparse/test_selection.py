@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from longcat_tune.model.block_sparse import select_blocks, selection
 from longcat_tune.model.block_sparse.lists import BlockLists, columns
 from longcat_tune.model.block_sparse.selection import SelectionRule, select_lists, select_mask
-from tests.model.block_sparse.blocks import cut, random_heads
+from tests.model.block_sparse.blocks import DEVICE, cut, random_heads
 
 CHUNK = (4, 4, 4)
 
@@ -91,7 +91,8 @@ def test_kernel_chooses_what_torch_chooses(count: int) -> None:
     scores[0] = scores[0].round()  # ties, 0.0 and -0.0 among them
     scores[1, 0] = -scores[1, 0].abs() * 1e30
     spans = torch.arange(37, dtype=torch.int32) * 1024 + 64
-    assert torch.equal(best_spans(scores, spans, count), spans[selection._best(scores, count)])
+    chosen = best_spans(scores.to(DEVICE), spans.to(DEVICE), count)
+    assert torch.equal(chosen.cpu(), spans[selection._best(scores, count)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -104,8 +105,10 @@ def test_kernel_pools_what_torch_pools(dtype: torch.dtype) -> None:
     strided = q.transpose(1, 2).contiguous().transpose(1, 2)
     expected = selection._means(q, queries)
     assert expected.dtype == torch.float32
+    there = cut((5, 6, 7), CHUNK, DEVICE)
     for tokens in (q, strided):
-        assert torch.allclose(block_means(tokens, queries), expected, rtol=1e-6, atol=1e-6)
+        means = block_means(tokens.to(DEVICE), there)
+        assert torch.allclose(means.cpu(), expected, rtol=1e-6, atol=1e-6)
     by_loop = torch.stack([part.float().mean(1) for part in q[1].split(queries.lengths().tolist(), 1)], 1)
     assert torch.allclose(expected[3:], by_loop, rtol=1e-6, atol=1e-6)
 

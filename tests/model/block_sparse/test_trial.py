@@ -10,13 +10,13 @@ from longcat_tune.model.block_sparse import function, trial
 from longcat_tune.model.block_sparse.selection import SelectionRule, select_lists
 from longcat_tune.model.block_sparse.settings import BlockSparseSettings
 from longcat_tune.model.block_sparse.trial import kernel_fault
-from tests.model.block_sparse.blocks import CPU
+from tests.model.block_sparse.blocks import DEVICE
 
 SETTINGS = BlockSparseSettings((1, 2, 2))
 
 
 def fault(*, training: bool = True) -> str | None:
-    return kernel_fault(SETTINGS, device=CPU, dtype=torch.float32, head_dim=16, training=training)
+    return kernel_fault(SETTINGS, device=DEVICE, dtype=torch.float32, head_dim=16, training=training)
 
 
 def test_kernels_that_compute_the_definition_have_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ FETCHED_BOUNDARIES = 2
 one fetched ahead."""
 PIECE_VALUES = 1 << 25
 """Values that norms, gates and modulation are computed on at a time (model.elementwise)."""
-PIECES = 4
+PIECES = 7
 WAITING_BATCHES = 4
 """Batches in host memory at once: one in use, one handed out, and those read ahead (data.batches)."""
 
@@ -304,7 +304,7 @@ def passing_terms(training: Training) -> tuple[Term, ...]:
     one = hidden_bytes(training)
     wide, at_once = wide_bytes(training)
     whole = at_once == training.batch.clips * training.batch.tokens
-    number, hidden = (4, 1) if whole else (5, 3)
+    number, hidden = (3, 1) if whole else (5, 3)
     return (
         Term("feed-forward's gradients", number * wide, "device", f"{number} x {at_once:,} tokens x F"),
         Term("gradients of hidden states", hidden * one, "device", f"{hidden} x N C"),

@@ -284,8 +284,9 @@ def _gather(
     elif axis is None:
         grads[number] = grads[number] + part
     else:
-        whole = grads.setdefault(number, torch.empty_like(of))
-        whole.narrow(axis, *piece).copy_(part)
+        if number not in grads:
+            grads[number] = torch.empty_like(of)
+        grads[number].narrow(axis, *piece).copy_(part)
 
 
 PIECES = Pieces()

@@ -122,11 +122,6 @@ class Shortage:
     available: int
     moment: Moment
 
-    @property
-    def missing(self) -> int:
-        """Bytes that are needed beyond what may be used."""
-        return self.needed - usable(self.available)
-
 
 def usable(available: int) -> int:
     """Bytes of a memory that a plan may fill."""

@@ -186,7 +186,9 @@ def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
         elif config.memory.memory_plan == "manual":
             changes[-1] += ", or memory_plan to auto"
         return f"set {', '.join(changes)}"
-    return _smaller_work(shortage)
+    least = _parts(config.model, sizes, plan.machine, _least(plan.placement, sizes.shape.depth))
+    left = [one for one in _shortages(least, plan.machine) if one.where == shortage.where]
+    return _smaller_work(min([shortage, *left], key=lambda one: one.needed))
 
 
 def _sentence(shortage: Shortage) -> str:
@@ -211,8 +213,8 @@ def _smaller_work(shortage: Shortage) -> str:
     if name.startswith("encoding clips"):
         return "lower the resolution of the datasets"
     return (
-        f"nothing that can be moved makes up for the {gib(shortage.missing)}: lower train_batch_size, then "
-        "num_frames and resolution of the datasets"
+        f"{gib(shortage.needed)} are needed wherever else weights and activations are put: lower "
+        "train_batch_size, then num_frames and resolution of the datasets"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from longcat_tune.model.block_sparse.function import attend_in_blocks
+from longcat_tune.model.block_sparse.function import attend_by_mask, attend_in_blocks
 from longcat_tune.model.block_sparse.partition import Grid, Partition, partition
 from longcat_tune.model.block_sparse.selection import SelectionRule, select_mask
 
@@ -44,7 +44,7 @@ def block_sparse_attention(  # noqa: PLR0913 - grids, chunks and the rule are th
         sparsity: the part of the key blocks that is dropped; at least one is kept. None: cdf_threshold alone.
         cdf_threshold: keep the best blocks whose softmax weights sum to at most this; with sparsity too, the
             greater count of both.
-        block_mask: boolean [B, A, Q, K], blocks by frame, row and column; replaces the selection. A row
+        block_mask: boolean or 0 and 1, [B, A, Q, K], blocks by frame, row and column; replaces the selection. A row
             without any block gives zeros.
 
     Returns:
@@ -54,15 +54,15 @@ def block_sparse_attention(  # noqa: PLR0913 - grids, chunks and the rule are th
         ValueError: the tokens do not fill a grid, or a chunk or the sparsity is out of range.
     """
     queries, keys = _cut(q, grid_q, chunk_q), _cut(k, grid_k, chunk_k)
-    rule = _rule(grid_k, sparsity, cdf_threshold) if block_mask is None else block_mask
-    out: Tensor = attend_in_blocks(
+    heads = (
         q.index_select(2, queries.order_N),
         k.index_select(2, keys.order_N),
         v.index_select(2, keys.order_N),
-        queries,
-        keys,
-        rule,
     )
+    if block_mask is None:
+        out = attend_in_blocks(*heads, queries, keys, _rule(grid_k, sparsity, cdf_threshold))
+    else:
+        out = attend_by_mask(*heads, queries, keys, block_mask.bool())
     return out.index_select(2, queries.order_N.argsort())
 
 

@@ -21,14 +21,9 @@ MIN_KERNEL_TOKENS = 16
 
 
 def attend_in_blocks(
-    q_BANd: Tensor,
-    k_BAMd: Tensor,
-    v_BAMd: Tensor,
-    queries: Partition,
-    keys: Partition,
-    selection: SelectionRule | Tensor,
+    q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, queries: Partition, keys: Partition, rule: SelectionRule
 ) -> Tensor:
-    """Attention of each query block over its chosen key blocks.
+    """Attention of each query block over the key blocks that it chooses.
 
     Args:
         q_BANd: in the block order of queries.
@@ -36,27 +31,43 @@ def attend_in_blocks(
         v_BAMd: in the block order of keys.
         queries: how the query tokens are cut.
         keys: how the key tokens are cut.
-        selection: the rule, or a boolean mask [B, A, Q, K] in its place.
+        rule: how many key blocks to choose.
 
     Returns:
         [B, A, N, d] in the inputs' dtype; under autocast in autocast's.
     """
-    if torch.is_autocast_enabled(q_BANd.device.type):
-        dtype = torch.get_autocast_dtype(q_BANd.device.type)
-        q_BANd, k_BAMd, v_BAMd = q_BANd.to(dtype), k_BAMd.to(dtype), v_BAMd.to(dtype)
-    if not q_BANd.is_cuda or min(queries.num_tokens, keys.num_tokens) < MIN_KERNEL_TOKENS:
-        mask_BAQK = (
-            select_mask(q_BANd, k_BAMd, queries, keys, selection)
-            if isinstance(selection, SelectionRule)
-            else selection
-        )
-        return masked_attention(q_BANd, k_BAMd, v_BAMd, mask_BAQK, queries, keys)[0]
-    lists = (
-        select_lists(q_BANd, k_BAMd, queries, keys, selection)
-        if isinstance(selection, SelectionRule)
-        else BlockLists.of_mask(selection, keys)
-    )
-    return attend_by_kernel(q_BANd, k_BAMd, v_BAMd, lists, queries, keys)
+    q_BANd, k_BAMd, v_BAMd = _autocast(q_BANd, k_BAMd, v_BAMd)
+    if _has_kernels(q_BANd, queries, keys):
+        lists = select_lists(q_BANd, k_BAMd, queries, keys, rule)
+        return attend_by_kernel(q_BANd, k_BAMd, v_BAMd, lists, queries, keys)
+    mask_BAQK = select_mask(q_BANd, k_BAMd, queries, keys, rule)
+    return masked_attention(q_BANd, k_BAMd, v_BAMd, mask_BAQK, queries, keys)[0]
+
+
+def attend_by_mask(
+    q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, queries: Partition, keys: Partition, mask_BAQK: Tensor
+) -> Tensor:
+    """Attention of each query block over the key blocks that a boolean mask gives it.
+
+    Otherwise as `attend_in_blocks`.
+    """
+    q_BANd, k_BAMd, v_BAMd = _autocast(q_BANd, k_BAMd, v_BAMd)
+    if _has_kernels(q_BANd, queries, keys):
+        lists = BlockLists.of_mask(mask_BAQK, keys)
+        return attend_by_kernel(q_BANd, k_BAMd, v_BAMd, lists, queries, keys)
+    return masked_attention(q_BANd, k_BAMd, v_BAMd, mask_BAQK, queries, keys)[0]
+
+
+def _autocast(*heads: Tensor) -> tuple[Tensor, ...]:
+    """What torch's own attention does under autocast, which casts for torch's functions only."""
+    device = heads[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return heads
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in heads)
+
+
+def _has_kernels(tensor: Tensor, queries: Partition, keys: Partition) -> bool:
+    return tensor.is_cuda and min(queries.num_tokens, keys.num_tokens) >= MIN_KERNEL_TOKENS
 
 
 def attend_by_kernel(

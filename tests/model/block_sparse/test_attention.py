@@ -38,7 +38,8 @@ def test_given_mask_replaces_the_selection() -> None:
     q, k, v = heads()
     mask = select_blocks(q, k, **GRID, sparsity=0.7)
     chosen = block_sparse_attention(q, k, v, **GRID, sparsity=0.7)
-    assert torch.equal(block_sparse_attention(q, k, v, **GRID, block_mask=mask), chosen)
+    for given in (mask, mask.to(torch.uint8)):
+        assert torch.equal(block_sparse_attention(q, k, v, **GRID, block_mask=given), chosen)
 
 
 def test_autocast_computes_in_its_dtype() -> None:

@@ -108,6 +108,8 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "loras": [(Path("a"), 1.0), (Path("b"), 0.8)],
         "prompts": ["one", "two"],
         "image": Path("i.png"),
+        "video": None,
+        "segments": 1,
     }
     assert check[0][1] == {"config_dir": Path(), "as_json": True, "other": OtherMachine(host_memory="64G")}
     assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]

@@ -44,8 +44,8 @@ def block_sparse_attention(  # noqa: PLR0913 - grids, chunks and the rule are th
         sparsity: the part of the key blocks that is dropped; at least one is kept. None: cdf_threshold alone.
         cdf_threshold: keep the best blocks whose softmax weights sum to at most this; with sparsity too, the
             greater count of both.
-        block_mask: boolean or 0 and 1, [B, A, Q, K], blocks by frame, row and column; replaces the selection. A row
-            without any block gives zeros.
+        block_mask: boolean or 0 and 1, [B, A, Q, K], blocks by frame, row and column; replaces the selection.
+            A row without any block gives zeros.
 
     Returns:
         [B, A, N, d].

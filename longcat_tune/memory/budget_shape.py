@@ -54,8 +54,8 @@ class LinearSize:
         """Its matrix as it is kept, every tensor of it aligned as in a host buffer.
 
         Args:
-            precision: bf16, fp32, or a quantized one: 8 bits with a bf16 scale per output, or 4 bits with a
-                bf16 scale and shift per group.
+            precision: bf16, fp32, or a quantized one: 8 bits with a scale per output, in bf16 or torchao's
+                float32, or 4 bits with a bf16 scale and shift per group.
         """
         match precision:
             case "bf16":
@@ -65,6 +65,8 @@ class LinearSize:
             case "int4-quanto":
                 groups = math.ceil(self.weights / GROUP)
                 parts = [math.ceil(self.weights / 2), BF16 * groups, BF16 * groups]
+            case "int8-torchao" | "fp8-torchao":
+                parts = [self.weights, FLOAT32 * self.outputs]
             case _:
                 parts = [self.weights, BF16 * self.outputs]
         return sum(aligned(part) for part in parts)

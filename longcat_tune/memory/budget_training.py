@@ -130,12 +130,25 @@ def training_budget(training: Training) -> Budget:
     largest = FLOAT32 * adapter.parameters // max(1, 2 * training.shape.depth)
     return Budget(
         (
+            Moment("loading the transformer", loading_terms(training)),
             Moment(f"backward of a block, {training.batch.name}", (*lasting, *activations, torn)),
             Moment(
                 "update of the adapter",
                 (*lasting, Term("update's own", largest, "device", "one large matrix in float32")),
             ),
         )
+    )
+
+
+def loading_terms(training: Training) -> tuple[Term, ...]:
+    """What is in memory when the last block is read: all others, and that one as it is in its file."""
+    shape, precision = training.shape, training.precision
+    element = FLOAT32 if precision == "fp32" else BF16
+    block = element * sum(one.weights for one in shape.block_linears.values())
+    return (
+        *weight_terms(shape, precision, training.placement),
+        Term("block that is read", block, "host", "before it is quantized and goes where it stays"),
+        *base_terms(training.imports_bytes),
     )
 
 

@@ -108,13 +108,10 @@ def _key_options() -> list[inspect.Parameter]:
         what = describe.kind(field)
         is_flag = what == "true or false"
         spellings = [key, *(alias for alias, own in CONFIG_KEYS.aliases.items() if own == key)]
-        notes = "; ".join(
-            note for note in (f"default: {describe.default(field)}", describe.so_far(field)) if note
-        )
         option = typer.Option(
             *(f"--{one}/--no-{one}" if is_flag else f"--{one}" for one in spellings),
             metavar=None if is_flag else f"<{'|'.join(choices_of(field)) or what}>",
-            help=f"{field.description} [{notes}]",
+            help=f"{field.description} [default: {describe.default(field)}]",
             rich_help_panel=f"{section.capitalize()} keys",
         )
         annotation = Annotated[bool | None, option] if is_flag else Annotated[str | None, option]

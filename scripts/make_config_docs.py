@@ -34,8 +34,7 @@ Every key of `config.json` is also an option of `train`, `cache-latents`, `valid
 over the file: `--lora_rank 16`, `--lora-rank=16`, `--gradient_checkpointing`, `--no-gradient_checkpointing`.
 Lists are written with commas or as JSON.
 
-An unknown key or value is an error that names the nearest known one. *Not available yet* marks what is known
-but not built: setting it is an error, never a silence.
+An unknown key or value is an error that names the nearest known one.
 
 ## Paths
 
@@ -94,9 +93,7 @@ def table(fields: Mapping[str, FieldInfo]) -> str:
     """One row per key."""
     rows = ["| key | default | accepts | meaning |", "| --- | --- | --- | --- |"]
     for key, field in fields.items():
-        note = describe.so_far(field)
         meaning = re.sub(r"<(?=\w)", r"\<", str(field.description))  # <id> would be taken for HTML
-        meaning += f" *{note[0].upper()}{note[1:]}.*" if note else ""
         cells = (f"`{key}`", f"`{describe.default(field)}`", describe.accepts(field), meaning)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"

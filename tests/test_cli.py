@@ -101,6 +101,7 @@ def test_the_file_and_its_folder_are_handed_over(monkeypatch, tmp_path, command)
 def test_commands_hand_over_their_own_options(monkeypatch):
     validate, check, init = (record(monkeypatch, command) for command in ("validate", "check", "init"))
     words = ["--lora", "a", "--lora", "b:0.8", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
+    words += ["--segments", "3"]
     assert main(["validate", *words]) == main(["check", "--json", "--host-memory", "64G"]) == 0
     assert main(["init", "clips", "--i2v", "--model_flavour", "tiny"]) == 0
     assert validate[0][1] == {
@@ -108,6 +109,8 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "loras": [(Path("a"), 1.0), (Path("b"), 0.8)],
         "prompts": ["one", "two"],
         "image": Path("i.png"),
+        "video": None,
+        "segments": 3,
         "video": None,
         "segments": 1,
     }
@@ -183,10 +186,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         (["cache"], "Missing command."),
         (["cache", "prune", "--no"], "No such option: --no"),
         (["cache", "verify", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
-        (
-            ["check", "--validation_preview_steps", "2"],
-            "command line: --validation_preview_steps (2): not available yet: ",
-        ),
         (["check", "--lora_rank", "0"], "command line: --lora_rank (0) must be at least 1"),
         (["check", "--config", "no/config.json"], "no/config.json: there is no such file; "),
     ],

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from longcat_tune.config.foreign import ForeignKeys
-from longcat_tune.config.problems import located, nearest, not_available_yet, raise_all, translate
+from longcat_tune.config.problems import located, nearest, raise_all, translate
 from longcat_tune.config.schema import Section, section_of
-from longcat_tune.errors import ConfigError, NotAvailableYetError
+from longcat_tune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +106,10 @@ def validate(
         findings.add(f"{located(where.get(top, default_where), key, value)} must be a number; correct it")
         sound.pop(top, None)
     try:
-        section = model.model_validate(sound)
+        return model.model_validate(sound)
     except ValidationError as error:
         findings.problems += translate(error, model, where=where, default_where=default_where)
-        wrong = {details["loc"][0] for details in error.errors() if details["loc"]}
-        if not wrong.isdisjoint(sound):
-            # The sound values are judged too, so that one reading tells everything.
-            rest = Findings()
-            sound = {key: value for key, value in sound.items() if key not in wrong}
-            validate(model, sound, where=where, default_where=default_where, findings=rest)
-            findings.problems += [one for one in rest.problems if isinstance(one, NotAvailableYetError)]
         return None
-    findings.problems += not_available_yet(section, where=where, default_where=default_where)
-    return section
 
 
 def _numbers_as_bool(model: type[Section], given: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from longcat_tune.config.problems import choices_of, shown
-from longcat_tune.config.schema import FromRun, Later, section_of
+from longcat_tune.config.schema import FromRun, section_of
 
 _KINDS = ((bool, "true or false"), (int, "whole number"), (float, "number"), (Path, "path"), (str, "text"))
 
@@ -62,14 +62,3 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     return "null" if field.default is PydanticUndefined else shown(field.default)
-
-
-def so_far(field: FieldInfo) -> str | None:
-    """Which values work, for a field that a later stage completes."""
-    later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
-    if later is None:
-        return None
-    if not later.available:
-        return f"so far only {shown(field.default)}" if choices_of(field) else "not available yet"
-    values = dict.fromkeys(shown(value) for value in (field.default, *later.available) if value is not None)
-    return f"so far only {', '.join(values)}"

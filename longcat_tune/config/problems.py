@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from longcat_tune.config.schema import Instead, Later, Section, section_of
-from longcat_tune.errors import ConfigError, NotAvailableYetError
+from longcat_tune.config.schema import Instead, Section, section_of
+from longcat_tune.errors import ConfigError
 
 COMMAND_LINE = "command line"
 _SHOWN = 80
@@ -74,14 +74,13 @@ def raise_all(problems: Sequence[ConfigError]) -> None:
     """Raise one error that says everything that is wrong.
 
     Raises:
-        ConfigError: if there is any problem; NotAvailableYetError if all of them are of that kind.
+        ConfigError: if there is any problem.
     """
     if not problems:
         return
     messages = list(dict.fromkeys(str(problem) for problem in problems))
     text = messages[0] if len(messages) == 1 else "\n  ".join([f"{len(messages)} problems:", *messages])
-    later_only = all(isinstance(problem, NotAvailableYetError) for problem in problems)
-    raise (NotAvailableYetError if later_only else ConfigError)(text)
+    raise ConfigError(text)
 
 
 def translate(
@@ -153,9 +152,6 @@ def _choice(details: ErrorDetails, field: FieldInfo) -> str:
     use = instead.nearest.get(value) or nearest(value, choices) or instead.otherwise
     if use is None:
         return f"{rule}; {_default_remedy(field)}"
-    later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
-    if later is not None and not is_available(use, field, later):
-        return f"{rule}; the nearest is {use} (not available yet), {field.default} works now"
     return f"{rule}; use {use}"
 
 
@@ -178,39 +174,3 @@ def _default_remedy(field: FieldInfo) -> str:
     if field.default in (None, PydanticUndefined):
         return "correct it or remove it"
     return f"remove it for the default, {shown(field.default)}"
-
-
-def is_available(value: object, field: FieldInfo, later: Later) -> bool:
-    """Whether a value of a field marked Later works already."""
-    allowed = (field.default, *later.available)
-    if isinstance(field.default, tuple) and isinstance(value, tuple):
-        return all(item in field.default or item in later.available for item in value)
-    return value in allowed
-
-
-def not_available_yet(
-    section: Section, *, where: Mapping[str, str], default_where: str, prefix: str = ""
-) -> list[ConfigError]:
-    """Name every value that a later stage will bring to life.
-
-    Args:
-        section: validated values.
-        where: for each key, the file or command line it came from.
-        default_where: for keys that are not in where.
-        prefix: the dotted key of the section itself, for nested ones.
-    """
-    problems: list[ConfigError] = []
-    for key, field in type(section).model_fields.items():
-        value = section.__dict__[key]
-        source = where.get(key, default_where)
-        if isinstance(value, Section):
-            problems += not_available_yet(value, where={}, default_where=source, prefix=f"{prefix}{key}.")
-        problems += [
-            NotAvailableYetError(
-                f"{located(source, prefix + key, value)}: not available yet: {mark.what}; "
-                f"remove it or set {shown(field.default)}"
-            )
-            for mark in field.metadata
-            if isinstance(mark, Later) and not is_available(value, field, mark)
-        ]
-    return problems

@@ -26,19 +26,6 @@ def section_of(definition: FieldInfo) -> type[Section] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
-    """Marks a field of which only some values work so far.
-
-    Attributes:
-        what: what will bring the others to life; ends the sentence "not available yet: ...".
-        available: the values that work now, besides the default.
-    """
-
-    what: str
-    available: tuple[object, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Instead:
     """Marks a field with values of SimpleTuner that will never be known here.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -184,6 +184,36 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
         _train_only(layers, trained)
 
 
+def rest_lora(model: nn.Module, *, adapter: str, dtype: torch.dtype) -> None:
+    """Take a LoRA out of the function of the model, and its weights to the host, until it is lent.
+
+    Args:
+        model: has the LoRA, which is not trained.
+        adapter: its name.
+        dtype: what its weights are kept in.
+    """
+    _activate(model, _active(model) - {adapter})
+    _move(model, adapter, torch.device("cpu"), dtype)
+
+
+@contextmanager
+def lora_lent(model: nn.Module, *, adapter: str, device: torch.device) -> Iterator[None]:
+    """Let the model work with a resting LoRA, too, while the block runs; what trains stays what it was.
+
+    Args:
+        model: has the LoRA, after `rest_lora`.
+        adapter: its name.
+        device: where the model computes.
+    """
+    dtype = next(iter(_named_weights(model, adapter).values())).dtype
+    try:
+        _move(model, adapter, device, dtype)
+        _activate(model, _active(model) | {adapter})
+        yield
+    finally:
+        rest_lora(model, adapter=adapter, dtype=dtype)
+
+
 def magnitudes_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The magnitudes [out] among a LoRA's weights, by module."""
     return {key.removesuffix(MAGNITUDE): value for key, value in weights.items() if key.endswith(MAGNITUDE)}
@@ -267,11 +297,29 @@ def _finish(model: nn.Module, adapter: str, *, trainable: bool, autocast: bool) 
     new = set(_named_weights(model, adapter).values())
     trained = {weight for weight in _lora_parameters(layers) if weight.requires_grad} - new
     model.requires_grad_(requires_grad=False)
-    active = list(dict.fromkeys(name for layer in layers for name in layer.lora_A))
     for layer in layers:
-        layer.set_adapter(active)
+        layer.set_adapter(list(layer.lora_A))
         layer.cast_input_dtype_enabled = not autocast
     _train_only(layers, trained | new if trainable else trained)
+
+
+def _active(model: nn.Module) -> set[str]:
+    """The LoRAs that work, by name."""
+    return {name for layer in _layers(model).values() for name in layer.active_adapters}
+
+
+def _activate(model: nn.Module, names: Set[str]) -> None:
+    """Let these LoRAs work, and the others not; each trains or does not, as before."""
+    layers = list(_layers(model).values())
+    trained = {weight for weight in _lora_parameters(layers) if weight.requires_grad}
+    for layer in layers:
+        layer.set_adapter([name for name in layer.lora_A if name in names])
+    _train_only(layers, trained)
+
+
+def _move(model: nn.Module, adapter: str, device: torch.device, dtype: torch.dtype) -> None:
+    for weight in _named_weights(model, adapter).values():
+        weight.data = weight.data.to(device, dtype)
 
 
 def _train_only(layers: Sequence[Any], trained: set[nn.Parameter]) -> None:

@@ -156,7 +156,7 @@ def _contact_sheet(moments: Sequence[Moment]) -> Image.Image | None:
         return None
     rows = []
     for key, named in videos.items():
-        cells = [_middle(moment, key) for moment in shown]
+        cells = [_late_frame(moment, key) for moment in shown]
         rows.append((f"{named.name} {named.width}x{named.height}", cells))
     return contact_sheet([moment.label for moment in shown], rows)
 
@@ -166,10 +166,11 @@ def _spread(count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, COLUMNS_AT_MOST)).round()})
 
 
-def _middle(moment: Moment, key: str) -> Image.Image | None:
+def _late_frame(moment: Moment, key: str) -> Image.Image | None:
+    """One frame of a render, from its later half: the first ones may be given."""
     for video in moment.record.videos:
         if video.key == key:
-            return strip_cell(_strip(moment.folder, video), video.cells, video.cells // 2)
+            return strip_cell(_strip(moment.folder, video), video.cells, (video.cells - 1) * 3 // 4)
     return None
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longcat_tune.config.run import RunConfig
 from longcat_tune.config.values import FrameSize
 from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.video import write_mp4
@@ -28,12 +27,11 @@ from longcat_tune.errors import DataError
 from longcat_tune.log import Bar, progress
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.build import CheckpointFolders, compute_context
-from longcat_tune.runs.cache import free_memory, load_job
+from longcat_tune.runs.cache import free_memory
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting
 from longcat_tune.runs.gallery import save_png
-from longcat_tune.runs.precision import DTYPES
+from longcat_tune.runs.previews import Previews
 from longcat_tune.runs.render_record import (
     GRID_NAME,
     RECORD_NAME,
@@ -46,6 +44,7 @@ from longcat_tune.runs.render_record import (
 )
 from longcat_tune.runs.render_request import RequestRenderer
 from longcat_tune.runs.render_watch import STRICT, RenderWatch
+from longcat_tune.sampling.denoise import OnStep
 from longcat_tune.sampling.numbers import psnr, sharpness, temporal_consistency
 from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, frame_strip
 from longcat_tune.sampling.render import count_steps
@@ -53,16 +52,6 @@ from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket
 
 logger = logging.getLogger(__name__)
-
-SHAPING_KEYS = (
-    "flow_schedule_shift",
-    "framerate",
-    "base_model_precision",
-    "mixed_precision",
-    "attention_implementation",
-    "vae_dtype",
-)
-"""Config keys that change a render and are not part of its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +68,8 @@ class Renderer:
         read_start: gives chunks of frames_CFHW uint8 of a start image or clip, the first frame first.
         settings: what else the pictures depend on, for the record; JSON values.
         fitting: remembers from set to set which sizes fit.
+        lend_lora: entered around every set: lends the model what works in renders only.
+        preview_every: denoising steps from one preview to the next; None: there are none.
     """
 
     model: LongCatVideoTransformer
@@ -90,6 +81,8 @@ class Renderer:
     read_start: Callable[[LatentJob], Iterator[Tensor]]
     settings: Mapping[str, Any]
     fitting: Fitting
+    lend_lora: Callable[[], AbstractContextManager[None]] = nullcontext
+    preview_every: int | None = None
 
     def render(
         self, requests: Sequence[CachedRequest], *, folder: Path, weights: str, watch: RenderWatch = STRICT
@@ -125,7 +118,9 @@ class Renderer:
                 with watch.attempt(name) as attempt:
                     began = time.monotonic()
                     frames_FHW3 = renderer.frames(
-                        cached, on_step=bar.advance, on_smaller=partial(watch.on_smaller, name)
+                        cached,
+                        on_step=self._on_step(renderer, name, folder, watch, bar),
+                        on_smaller=partial(watch.on_smaller, name),
                     )
                     video = self._video(cached, frames_FHW3, seconds=time.monotonic() - began)
                     # A few frames only: a 480p render of 93 frames is 111 MB.
@@ -154,7 +149,11 @@ class Renderer:
             for cached in kinds.values():
                 name = cached.request.file_stem
                 with watch.attempt(name):
-                    renderer.frames(cached, on_step=bar.advance, on_smaller=partial(watch.on_smaller, name))
+                    renderer.frames(
+                        cached,
+                        on_step=lambda *_: bar.advance(),
+                        on_smaller=partial(watch.on_smaller, name),
+                    )
 
     @contextmanager
     def _working(self, requests: Sequence[CachedRequest]) -> Iterator[tuple[RequestRenderer, Bar]]:
@@ -170,12 +169,27 @@ class Renderer:
             compute=self.compute,
         )
         try:
-            with progress("Rendering", self._count_steps(requests)) as bar:
+            with self.lend_lora(), progress("Rendering", self._count_steps(requests)) as bar:
                 yield renderer, bar
         finally:
             self.model.train(was_training)
             del renderer
             free_memory(self.device)
+
+    def _on_step(
+        self, renderer: RequestRenderer, name: str, folder: Path, watch: RenderWatch, bar: Bar
+    ) -> OnStep:
+        """Advance the bar, and show a preview now and then."""
+        previews: Previews | None = None
+        if self.preview_every is not None:
+            previews = Previews(name, self.preview_every, folder, renderer.decoder, watch)
+
+        def on_step(step: int, _: Tensor, clean_BCTHW: Tensor) -> None:
+            bar.advance()
+            if previews is not None:
+                previews.show(step, clean_BCTHW)
+
+        return on_step
 
     def _count_steps(self, requests: Sequence[CachedRequest]) -> int:
         return sum(count_steps(cached.request, shift=self.shift) for cached in requests)
@@ -211,33 +225,6 @@ class Renderer:
                 wanted_HW3 = first_CFHW[:, 0].permute(1, 2, 0).numpy()
                 numbers["first_frame_psnr"] = psnr(frames_FHW3[0], wanted_HW3)
         return numbers
-
-
-def build_renderer(
-    config: RunConfig,
-    checkpoint: CheckpointFolders,
-    model: LongCatVideoTransformer,
-    *,
-    device: torch.device,
-) -> Renderer:
-    """Put a run's renderer together."""
-    flat = config.flat()
-
-    def load_vae(tiling: bool) -> VideoAutoencoder:
-        dtype = DTYPES[config.model.vae_dtype]
-        return VideoAutoencoder.load(checkpoint.vae, dtype=dtype, device=device, tiling=tiling)
-
-    return Renderer(
-        model=model,
-        load_vae=load_vae,
-        shift=config.flow.flow_schedule_shift,
-        fps=config.data.framerate,
-        device=device,
-        compute=compute_context(config.model, device),
-        read_start=partial(load_job, backend=config.data.video_backend),
-        settings={key: flat[key] for key in SHAPING_KEYS} | {"vae": str(checkpoint.vae)},
-        fitting=Fitting(),
-    )
 
 
 def weights_identity(base: str, adapter: Mapping[str, Tensor]) -> str:

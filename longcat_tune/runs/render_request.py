@@ -16,6 +16,7 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting, OnSmaller
+from longcat_tune.sampling.denoise import OnStep
 from longcat_tune.sampling.pictures import Frames, to_frames
 from longcat_tune.sampling.render import render_latents
 from longcat_tune.sampling.requests import CONTINUED_FRAMES, EncodedRequest, continued
@@ -42,7 +43,7 @@ class RequestRenderer:
     device: torch.device
     compute: Callable[[], AbstractContextManager[object]]
 
-    def frames(self, cached: CachedRequest, *, on_step: Callable[[], None], on_smaller: OnSmaller) -> Frames:
+    def frames(self, cached: CachedRequest, *, on_step: OnStep, on_smaller: OnSmaller) -> Frames:
         """Render one request.
 
         Args:
@@ -67,9 +68,7 @@ class RequestRenderer:
             frames_FHW3 = np.concatenate([frames_FHW3, made_FHW3[len(given_FHW3) :]])
         return frames_FHW3
 
-    def _segment(
-        self, encoded: EncodedRequest, *, on_step: Callable[[], None], on_smaller: OnSmaller
-    ) -> Frames:
+    def _segment(self, encoded: EncodedRequest, *, on_step: OnStep, on_smaller: OnSmaller) -> Frames:
         def denoise(size: Bucket) -> Tensor:
             sized = replace(encoded, request=replace(encoded.request, size=size))
             with self.compute():

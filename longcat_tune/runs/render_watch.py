@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,10 @@ from longcat_tune.errors import InterruptedRunError
 from longcat_tune.runs.render_record import FailedRender
 
 logger = logging.getLogger(__name__)
+
+
+def _unseen(_name: str, _step: int, _path: Path) -> None:
+    """Let a preview pass; its picture is there."""
 
 
 def _log_smaller(name: str, what: str, reason: str) -> None:
@@ -25,10 +30,12 @@ class RenderWatch:
     Attributes:
         on_failure: takes (name of the render, error), and the others go on; None: the error ends them all.
         on_smaller: takes (name of the render, what is done about it, why) when memory ran out.
+        on_preview: takes (name of the render, denoising step, picture).
     """
 
     on_failure: Callable[[str, Exception], None] | None = None
     on_smaller: Callable[[str, str, str], None] = _log_smaller
+    on_preview: Callable[[str, int, Path], None] = _unseen
 
     def attempt(self, name: str) -> Attempt:
         """Watch over the making of one render."""

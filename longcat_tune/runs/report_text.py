@@ -79,7 +79,8 @@ def render_lines(requests: Sequence[RenderRequest], *, framerate: float) -> list
         frames = request.num_frames
         how = ""
         if request.start_image is not None:
-            how = f", from {request.num_start_frames} frames of {request.start_image.name}"
+            given = request.num_start_frames
+            how = f", from {f'{given} frames of ' if given > 1 else ''}{request.start_image.name}"
         if request.num_segments > 1:
             how += f", {request.num_segments} segments"
         lines.append(

@@ -16,10 +16,15 @@ from longcat_tune.data.tasks import given_frames, takes_start_images
 from longcat_tune.data.video import probe
 from longcat_tune.data.windows import resampled_frames
 from longcat_tune.errors import ConfigError
+from longcat_tune.flow.schedule import DISTILLED_GRID
+from longcat_tune.runs.paths import existing_path
 from longcat_tune.sampling.requests import CONTINUED_FRAMES, RenderRequest
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket, PlannedClip
 
 NAME_LENGTH = 40
+DISTILLED_STEPS = 16
+DISTILLED_GUIDANCE = 1.0
+"""What the authors render with after the cfg_step_lora."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,9 @@ def plan_requests(
         UnusableFileError: a clip to continue cannot be read.
     """
     validation, framerate = config.validation, config.data.framerate
+    if validation.validation_lora is not None:
+        # Only whether it is there: before hours of encoding.
+        existing_path(validation.validation_lora, key="validation_lora", config_dir=config_dir)
     subjects: list[Subject] = []
     if validation.validation_prompt is not None:
         subjects.append(Subject("prompt", validation.validation_prompt))
@@ -79,7 +87,8 @@ def plan_requests(
     if validation.validation_prompt_library:
         libraries.append(built_in_prompts())
     if validation.user_prompt_library is not None:
-        libraries.append(load_prompts(_library(validation.user_prompt_library, config_dir)))
+        path = existing_path(validation.user_prompt_library, key="user_prompt_library", config_dir=config_dir)
+        libraries.append(load_prompts(path))
     for library in libraries:
         subjects += [_of_library(name, entry, framerate) for name, entry in library.items()]
     if validation.validation_using_datasets and source is not None:
@@ -107,15 +116,6 @@ def command_requests(
     if video is not None:
         start = _end_of(video, config.data.framerate)
     return _requests([Subject(prompt, prompt, start, segments) for prompt in prompts], config.validation)
-
-
-def _library(given: Path, config_dir: Path) -> Path:
-    places = dict.fromkeys((config_dir / given, given))
-    for path in places:
-        if path.is_file():
-            return path
-    tried = " and ".join(str(path) for path in places)
-    raise ConfigError(f"user_prompt_library ({given}) is not there (tried {tried}); correct the path")
 
 
 def _of_library(name: str, entry: PromptEntry, framerate: float) -> Subject:
@@ -183,6 +183,7 @@ def _sized(subject: Subject, validation: ValidationSection) -> Iterator[RenderRe
             f"set {given + TEMPORAL_STRIDE} or more (validation_num_video_frames, or num_video_frames of a "
             "library's prompt)"
         )
+    steps, guidance = _steps_and_guidance(own, validation)
     for width, height in own.resolution or validation.validation_resolution:
         yield RenderRequest(
             name=subject.name,
@@ -191,11 +192,24 @@ def _sized(subject: Subject, validation: ValidationSection) -> Iterator[RenderRe
                 validation.validation_negative_prompt if own.negative_prompt is None else own.negative_prompt
             ),
             size=Bucket(width, height, frames),
-            num_steps=own.num_inference_steps or validation.validation_num_inference_steps,
-            guidance=validation.validation_guidance if own.guidance is None else own.guidance,
+            num_steps=steps,
+            guidance=guidance,
             seed=validation.validation_seed if own.seed is None else own.seed,
             start_image=None if start is None else start.path,
             start_frame=0 if start is None else start.first,
             num_start_frames=1 if start is None else start.num_frames,
             num_segments=subject.segments,
+            distilled=validation.validation_lora is not None,
         )
+
+
+def _steps_and_guidance(own: PromptEntry, validation: ValidationSection) -> tuple[int, float]:
+    steps, guidance = validation.validation_num_inference_steps, validation.validation_guidance
+    if validation.validation_lora is not None:
+        steps, guidance = DISTILLED_STEPS, DISTILLED_GUIDANCE
+    steps = own.num_inference_steps or steps
+    if validation.validation_lora is not None and steps > DISTILLED_GRID:
+        raise ConfigError(
+            f"num_inference_steps ({steps}) must be at most {DISTILLED_GRID} with validation_lora; lower it"
+        )
+    return steps, guidance if own.guidance is None else own.guidance

@@ -85,7 +85,9 @@ class StepRenders:
         return [(folder, nullcontext()), (folder / AVERAGED, ema.swapped_in())]
 
     def _watch(self, step: int) -> RenderWatch:
-        return RenderWatch(partial(self._failed, step), partial(self._smaller, step))
+        return RenderWatch(
+            partial(self._failed, step), partial(self._smaller, step), partial(self._preview, step)
+        )
 
     def _failed(self, step: int, name: str, error: Exception) -> None:
         logger.warning("%s could not be rendered at step %d, training goes on: %s", name, step, error)
@@ -97,6 +99,10 @@ class StepRenders:
             message=str(error),
             traceback="".join(traceback.format_exception(error)),
         )
+
+    def _preview(self, step: int, name: str, denoising_step: int, path: Path) -> None:
+        file = path.relative_to(self.config.output.output_dir).as_posix()
+        self.events.write("preview", step=step, render=name, denoising_step=denoising_step, file=file)
 
     def _smaller(self, step: int, name: str, change: str, reason: str) -> None:
         logger.warning("%s, step %d: out of memory (%s): %s", name, step, reason, change)

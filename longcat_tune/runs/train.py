@@ -29,7 +29,7 @@ from longcat_tune.runs.memory_report import measured_peaks, memory_lines, memory
 from longcat_tune.runs.parts import build_parts
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import Preflight, preflight
-from longcat_tune.runs.render import build_renderer
+from longcat_tune.runs.render_build import build_renderer
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
 from longcat_tune.runs.resume import Resumed, fingerprint
@@ -219,7 +219,9 @@ class _Run:
                 base=str(self.checkpoint.transformer),
                 requests=cached.requests,
                 parts=parts,
-                renderer=build_renderer(config, self.checkpoint, parts.model, device=device),
+                renderer=build_renderer(
+                    config, self.checkpoint, parts.model, config_dir=self.config_dir, device=device
+                ),
                 events=events,
             )
             if start.step < max_steps and self.accelerator.is_main_process:

@@ -20,7 +20,8 @@ from longcat_tune.runs.machine import this_machine
 from longcat_tune.runs.memory_plan import resolve
 from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, plan_renders
-from longcat_tune.runs.render import build_renderer, weights_identity
+from longcat_tune.runs.render import weights_identity
+from longcat_tune.runs.render_build import build_renderer
 from longcat_tune.runs.render_watch import RenderWatch
 from longcat_tune.runs.report_text import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
@@ -139,7 +140,7 @@ def validate(
     for number, adapter in enumerate(adapters, start=1):
         adapter.add_to(model, f"lora-{number}", autocast=uses_autocast(config.model))
     folder = config.output.output_dir / "validation" / _folder_name(adapters, config.output.output_dir)
-    renderer = build_renderer(config, checkpoint, model, device=device)
+    renderer = build_renderer(config, checkpoint, model, config_dir=config_dir, device=device)
     watch = RenderWatch(lambda name, error: logger.warning("%s failed: %s", name, error))
     weights = _identity(checkpoint, adapters)
     record = renderer.render(cached.requests, folder=folder, weights=weights, watch=watch)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longcat_tune.flow.guidance import guide
-from longcat_tune.flow.noising import euler_step
+from longcat_tune.flow.noising import clean_estimate, euler_step
 from longcat_tune.flow.schedule import TIMESTEPS
 
 
@@ -64,8 +64,8 @@ class Guidance:
     negative: TextCondition
 
 
-OnStep = Callable[[int, Tensor], None]
-"""(finished steps, latents_BCTHW including condition frames)."""
+OnStep = Callable[[int, Tensor, Tensor], None]
+"""(finished steps, latents_BCTHW, clean latents_BCTHW as the step sees them), with condition frames."""
 
 Predictor = Callable[[Tensor, Tensor, TextCondition], Tensor]
 """(noise frames, scalar sigma, text) -> prediction of the frames the model was given."""
@@ -118,9 +118,10 @@ def denoise(
             unwanted = predict(noise_BCTHW, sigma, guidance.negative)
             prediction = guide(prediction, unwanted, guidance.scale)
         noise_prediction = prediction[:, :, -noise_BCTHW.shape[2] :]
+        clean_BCTHW = clean_estimate(noise_BCTHW, noise_prediction, sigma.to(noise_BCTHW)[None])
         noise_BCTHW = euler_step(noise_BCTHW, noise_prediction, sigma, sigma_next)
         if on_step is not None:
-            on_step(step, torch.cat([cond_BCKHW, noise_BCTHW], dim=2))
+            on_step(step, *(torch.cat([cond_BCKHW, one], dim=2) for one in (noise_BCTHW, clean_BCTHW)))
     return torch.cat([cond_BCKHW, noise_BCTHW], dim=2)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from longcat_tune.flow.schedule import inference_sigmas
-from longcat_tune.sampling.denoise import Guidance, TextCondition, Transformer, denoise
+from longcat_tune.sampling.denoise import Guidance, OnStep, TextCondition, Transformer, denoise
 from longcat_tune.sampling.requests import EncodedRequest, RenderRequest, starting_latents
 from longcat_tune.types import TextFeatures
 
@@ -20,7 +18,7 @@ def render_latents(
     channels: int,
     shift: float,
     device: torch.device,
-    on_step: Callable[[], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Denoise one request.
 
@@ -30,7 +28,7 @@ def render_latents(
         channels: latent channels.
         shift: of the sigma schedule, 12 for the released model.
         device: where the model is.
-        on_step: called after every step, for a progress bar.
+        on_step: called after every step, for a progress bar or a preview.
 
     Returns:
         Float32 latents [channels, T, H, W] on the device.
@@ -49,7 +47,7 @@ def render_latents(
         num_cond_latents=encoded.num_cond_latents,
         # As the authors do: a single condition frame goes along, several are evaluated once.
         use_kv_cache=continues,
-        on_step=None if on_step is None else lambda _step, _latents: on_step(),
+        on_step=on_step,
     )
     return latents_BCTHW[0]
 

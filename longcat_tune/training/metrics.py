@@ -36,6 +36,7 @@ EventName = Literal[
     "validation",
     "render_failed",
     "render_smaller",
+    "preview",
     "checkpoint",
     "run_end",
     "error",
@@ -52,6 +53,7 @@ evaluation: step, the fields of EvalResult, best_loss and best_step of the best 
     that it took.
 validation: step, the files rendered, and numbers by video; see sampling.numbers.
 render_failed: step, render, kind, message and traceback of one that could not be made; training goes on.
+preview: step, render, denoising_step and file of a picture of a render on its way; later ones replace it.
 render_smaller: step, render, change and reason of one that did not fit into memory as it was asked for.
 checkpoint: step and folder.
 run_end: how it ended: finished, interrupted or failed; the peaks of device and host memory in bytes,

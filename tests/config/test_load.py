@@ -9,8 +9,6 @@ import pytest
 from longcat_tune.config.foreign import CONFIG_KEYS
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import RunConfig, keys
-from longcat_tune.config.schema import Later
-from longcat_tune.errors import NotAvailableYetError
 from tests.config.helpers import config_message, config_of
 
 
@@ -201,41 +199,13 @@ def test_a_mistake_names_key_value_rule_and_remedy(tmp_path, given, message):
     assert config_message(tmp_path, given) == f"DIR/config.json: {message}"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("validation_preview", True, "it comes with the validation stage; remove it or set false"),
-    ],
-)
-def test_what_is_not_built_yet_is_refused(tmp_path, key, value, message):
-    shown = "true" if value is True else value
-    expected = f"DIR/config.json: {key} ({shown}): not available yet: {message}"
-    assert config_message(tmp_path, {key: value}) == expected
-
-
-def test_refusing_what_is_not_built_yet_has_its_own_error(tmp_path):
-    with pytest.raises(NotAvailableYetError):
-        config_of(tmp_path, {"validation_preview": True})
-
-
-def test_every_value_said_to_work_is_accepted(tmp_path):
-    for key, (_, field) in keys().items():
-        for mark in field.metadata:
-            for value in mark.available if isinstance(mark, Later) else ():
-                config_of(tmp_path, {key: value})
-
-
 def test_several_mistakes_are_told_together(tmp_path):
-    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1, "validation_preview": True}, framerate="0")
+    text = config_message(tmp_path, {"lora_rnk": 8, "seed": -1}, framerate="0")
     assert text.splitlines() == [
-        "4 problems:",
+        "3 problems:",
         "  DIR/config.json: lora_rnk (8) is not a known key; did you mean lora_rank?",
         "  command line: --framerate (0) must be above 0; remove it for the default, 30",
         "  DIR/config.json: seed (-1) must be at least 0; remove it for the default, 42",
-        (
-            "  DIR/config.json: validation_preview (true): not available yet: it comes with the validation "
-            "stage; remove it or set false"
-        ),
     ]
 
 

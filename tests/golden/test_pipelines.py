@@ -34,7 +34,7 @@ def run(case: Case, tensors: dict[str, Tensor], start: Tensor) -> tuple[Tensor, 
         guidance=guidance,
         num_cond_latents=call.get("num_cond_latents", 0),
         use_kv_cache=call.get("use_kv_cache", False),
-        on_step=lambda _, latents: steps.append(latents),
+        on_step=lambda _, latents, __: steps.append(latents),
     )
     return latents, steps, timesteps(sigmas)
 

@@ -209,17 +209,6 @@ def test_a_checkpoint_folder_that_is_incomplete_names_the_file(tmp_path: Path, c
     assert error_of(capsys) == f"{shard}: this shard is missing; fetch the checkpoint again"
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("validation_preview_steps", 2)],
-)
-def test_features_of_a_later_stage_say_so(tmp_path: Path, capsys, key: str, value: str) -> None:
-    code, path = run(tmp_path, [], "train", **{key: value})
-    assert code == 2
-    message = error_of(capsys)
-    assert message.startswith(f"{path}: {key} ({value}): not available yet: ")
-
-
 @pytest.mark.skipif(cuda.is_available(), reason="tells what a machine without CUDA is told")
 @pytest.mark.parametrize("kernel", ["flash", "sage"])
 def test_an_attention_kernel_that_cannot_train_here_is_refused_first(tmp_path, capsys, kernel) -> None:

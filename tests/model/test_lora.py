@@ -20,7 +20,9 @@ from longcat_tune.model.lora import (
     load_lora_state,
     lora_alphas,
     lora_disabled,
+    lora_lent,
     lora_state,
+    rest_lora,
     set_lora_scale,
 )
 from longcat_tune.model.lora_targets import lora_target_modules
@@ -366,3 +368,39 @@ def test_weights_cross_as_copies() -> None:
     key = next(iter(state))
     state[key].zero_()
     assert lora_state(model)[key].abs().max() > 0
+
+
+def test_a_resting_lora_changes_nothing_and_a_lent_one_adds_its_update() -> None:
+    model, given = with_lora(small(), "attention").eval(), inputs()
+    before = model(*given)
+    other = small()
+    add_lora(
+        other,
+        targets=lora_target_modules(other, "attention+ffn"),
+        rank=2,
+        alpha=4.0,
+        generator=Generator().manual_seed(9),
+    )
+    fill(other)
+    load_lora(model, lora_state(other), lora_alphas(other), adapter="render")
+    both = model(*given)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    rest_lora(model, adapter="render", dtype=torch.float32)
+    assert torch.equal(model(*given), before)
+    with lora_lent(model, adapter="render", device=torch.device("cpu")):
+        assert torch.equal(model(*given), both)
+        assert [name for name, weight in model.named_parameters() if weight.requires_grad] == trained
+    assert torch.equal(model(*given), before)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == trained
+    assert len(trained) == len(lora_state(model)) > 0
+
+
+def test_a_resting_lora_takes_no_part_in_training() -> None:
+    plain, rested = with_lora(small()), with_lora(small())
+    load_lora(rested, lora_state(plain), lora_alphas(plain), adapter="render")
+    rest_lora(rested, adapter="render", dtype=torch.bfloat16)
+    gradients = []
+    for model in (plain, rested):
+        model(*inputs()).square().mean().backward()
+        gradients.append([weight.grad for weight in model.parameters() if weight.requires_grad])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

@@ -111,8 +111,6 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "image": Path("i.png"),
         "video": None,
         "segments": 3,
-        "video": None,
-        "segments": 1,
     }
     assert check[0][1] == {"config_dir": Path(), "as_json": True, "other": OtherMachine(host_memory="64G")}
     assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]

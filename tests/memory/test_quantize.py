@@ -18,6 +18,8 @@ from longcat_tune.memory.frozen import FrozenLinear, freeze_linears
 from longcat_tune.memory.host_buffer import HostBuffer
 from longcat_tune.memory.quantize import KINDS, quantizer
 from longcat_tune.memory.quantized import QuantizedLinear
+from longcat_tune.memory.recompute import enable_recompute
+from longcat_tune.memory.streaming import BlockStream
 from longcat_tune.model.lora import add_lora
 
 CPU = torch.device("cpu")
@@ -229,6 +231,28 @@ def test_blocks_train_to_the_bit_alike_when_their_weights_come_from_elsewhere(pr
         assert torch.equal(gradient, fetched[1][name]), name
     # What travels are the quantized bytes: four blocks of 2 x 64 x 128 numbers are 256 KiB in float32.
     assert buffers[0].num_bytes < 4 * 2 * 64 * 128 * 4 * 0.4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("options", [{}, {"slots": 1}, {"group": 3}, {"by_layer": True}], ids=str)
+def test_streamed_quantized_blocks_train_to_the_bit_like_resident_ones(
+    precision: str, options: dict[str, Any]
+) -> None:
+    stream = BlockStream(device=CPU, **options)
+
+    def streamed(blocks: nn.ModuleList) -> None:
+        for block in blocks:
+            stream.add(block)
+        enable_recompute(blocks)
+
+    resident, ours = (
+        quantized_blocks(precision, prepare=enable_recompute),
+        quantized_blocks(precision, prepare=streamed),
+    )
+    assert torch.equal(resident[0], ours[0])
+    for name, gradient in resident[1].items():
+        assert torch.equal(gradient, ours[1][name]), name
+    assert stream.counts.fetches > 0
 
 
 @pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto", "fp8-quanto"])

@@ -26,6 +26,9 @@ one fetched ahead."""
 PIECE_VALUES = 1 << 25
 """Values that norms, gates and modulation are computed on at a time (model.elementwise)."""
 PIECES = 7
+RING, AT_WORK = "ring of slots", "weights at work"
+FROM_THE_FIRST_STEP = (RING, AT_WORK)
+"""Terms of the weights that there are none of while these are loaded."""
 WAITING_BATCHES = 4
 """Batches in host memory at once: one in use, one handed out, and those read ahead (data.batches)."""
 
@@ -142,12 +145,16 @@ def training_budget(training: Training) -> Budget:
 
 def loading_terms(training: Training) -> tuple[Term, ...]:
     """What is in memory when the last block is read: all others, and that one as it is in its file."""
-    shape, precision = training.shape, training.precision
+    shape, precision, placement = training.shape, training.precision, training.placement
     element = FLOAT32 if precision == "fp32" else BF16
-    block = element * sum(one.weights for one in shape.block_linears.values())
+    sizes = [element * one.weights for one in shape.block_linears.values()]
+    # A resident block in the precision of its file goes to the device tensor by tensor.
+    whole = placement.streamed_blocks or precision not in {"bf16", "fp32"}
+    read = sum(sizes) if whole else max(sizes)
+    weights = weight_terms(shape, precision, placement)
     return (
-        *weight_terms(shape, precision, training.placement),
-        Term("block that is read", block, "host", "before it is quantized and goes where it stays"),
+        *(term for term in weights if term.name not in FROM_THE_FIRST_STEP),
+        Term("block that is read", read, "host", "before it is quantized and goes where it stays"),
         *base_terms(training.imports_bytes),
     )
 
@@ -212,9 +219,9 @@ def weight_terms(shape: ModelShape, precision: str, placement: Placement) -> tup
             + (f", shared by {placement.sharing}" if placement.sharing > 1 else ""),
         ),
         Term("embedders, norms, biases", shape.small_bytes(precision), "device", "never streamed"),
-        Term("ring of slots", ring, "device", slots),
+        Term(RING, ring, "device", slots),
         Term(
-            "weights at work",
+            AT_WORK,
             working_weights(shape, precision),
             "device",
             "the modulation in float32; a quantized layer as bf16",

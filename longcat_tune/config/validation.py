@@ -61,6 +61,12 @@ class ValidationSection(Section):
         "cfg_step_lora.safetensors: renders take 16 steps of its schedule at guidance 1, a sixth of the time "
         "of 50 steps with guidance, whatever validation_num_inference_steps and validation_guidance say.",
     )
+    validation_refinement_lora: Path | None = Field(
+        default=None,
+        description="Meituan's refinement_lora.safetensors: every render is then brought to the 720p class, "
+        "with twice the frames, in 5 more steps; best with block-sparse attention. If that does not fit into "
+        "memory renders stay as they were.",
+    )
     validation_using_datasets: bool = Field(
         default=False, description="Render the captions (and start frames) of eval_dataset_id."
     )

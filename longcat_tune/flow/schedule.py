@@ -64,6 +64,18 @@ def inference_sigmas(
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
+def refinement_sigmas(num_steps: int, start: float, shift: float = 12.0) -> Tensor:
+    """The end of a render's sigmas, from a noise level that need not be one of them; the final 0 included.
+
+    Args:
+        num_steps: of the whole schedule.
+        start: the first noise level, above 0 and at most 1.
+        shift: 12 for the released model.
+    """
+    sigmas = inference_sigmas(num_steps, shift)
+    return torch.cat([sigmas.new_tensor([start]), sigmas[sigmas < start]])
+
+
 def timesteps(sigmas: Tensor) -> Tensor:
     """Model timesteps of the steps of a schedule: 1000 sigma, without the final 0."""
     return sigmas[:-1] * TIMESTEPS

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from longcat_tune.errors import DeviceError
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.cache import free_memory
+from longcat_tune.sampling.pictures import Frames
 from longcat_tune.training.trouble import out_of_memory, out_of_memory_reason
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket
 
@@ -27,9 +29,13 @@ class Fitting:
     """For every size asked for, the one that fits: fewer frames, never smaller ones.
 
     A shorter video at the size that was trained shows what was learned; a small one shows something else.
+
+    Attributes:
+        refines: whether refined renders fit, as far as is known.
     """
 
     def __init__(self) -> None:
+        self.refines = True
         self._fits: dict[tuple[Bucket, int], Bucket] = {}
 
     def size(self, wanted: Bucket, *, given_frames: int) -> Bucket:
@@ -90,6 +96,30 @@ class Fitting:
             # Only here, where the error and all that its frames held are gone.
             free_memory(device)
             on_smaller(f"{smaller.num_frames} frames in place of {size.num_frames}", reason)
+
+    def refine(
+        self, frames_FHW3: Frames, work: Callable[[], Frames], *, device: torch.device, on_smaller: OnSmaller
+    ) -> Frames:
+        """Refine a video, or leave it as it is if memory runs out, and all later ones, too.
+
+        Args:
+            frames_FHW3: of the render.
+            work: gives the refined frames.
+            device: whose memory it is.
+            on_smaller: hears when it does not fit.
+        """
+        if not self.refines:
+            return frames_FHW3
+        try:
+            return work()
+        except (RuntimeError, MemoryError, DeviceError) as error:
+            reason = str(error) if isinstance(error, DeviceError) else out_of_memory_reason(error)
+            if reason is None:
+                raise
+        self.refines = False
+        free_memory(device)
+        on_smaller("the video is not refined", reason)
+        return frames_FHW3
 
 
 class Decoder:

@@ -32,6 +32,7 @@ from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting
 from longcat_tune.runs.gallery import save_png
 from longcat_tune.runs.previews import Previews
+from longcat_tune.runs.refinement import Refiner
 from longcat_tune.runs.render_record import (
     GRID_NAME,
     RECORD_NAME,
@@ -42,11 +43,12 @@ from longcat_tune.runs.render_record import (
     read_record,
     wanted_renders,
 )
-from longcat_tune.runs.render_request import RequestRenderer
+from longcat_tune.runs.render_request import Rendered, RequestRenderer
 from longcat_tune.runs.render_watch import STRICT, RenderWatch
 from longcat_tune.sampling.denoise import OnStep
 from longcat_tune.sampling.numbers import psnr, sharpness, temporal_consistency
 from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, frame_strip
+from longcat_tune.sampling.refine import FRAMES_PER_FRAME
 from longcat_tune.sampling.render import count_steps
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket
@@ -68,7 +70,8 @@ class Renderer:
         read_start: gives chunks of frames_CFHW uint8 of a start image or clip, the first frame first.
         settings: what else the pictures depend on, for the record; JSON values.
         fitting: remembers from set to set which sizes fit.
-        lend_lora: entered around every set: lends the model what works in renders only.
+        lend_lora: entered around every denoising: lends the model what works in renders only.
+        refiner: makes finished videos larger and smoother; None: they stay as they are.
         preview_every: denoising steps from one preview to the next; None: there are none.
     """
 
@@ -82,6 +85,7 @@ class Renderer:
     settings: Mapping[str, Any]
     fitting: Fitting
     lend_lora: Callable[[], AbstractContextManager[None]] = nullcontext
+    refiner: Refiner | None = None
     preview_every: int | None = None
 
     def render(
@@ -117,15 +121,16 @@ class Renderer:
                 name = cached.request.file_stem
                 with watch.attempt(name) as attempt:
                     began = time.monotonic()
-                    frames_FHW3 = renderer.frames(
+                    rendered = renderer.render(
                         cached,
                         on_step=self._on_step(renderer, name, folder, watch, bar),
                         on_smaller=partial(watch.on_smaller, name),
                     )
-                    video = self._video(cached, frames_FHW3, seconds=time.monotonic() - began)
+                    video = self._video(cached, rendered, seconds=time.monotonic() - began)
+                    frames_FHW3 = rendered.frames_FHW3
                     # A few frames only: a 480p render of 93 frames is 111 MB.
                     strip = frame_strip(frames_FHW3[evenly_spaced(len(frames_FHW3))])
-                    write_mp4(folder / video.file, frames_FHW3, self.fps)
+                    write_mp4(folder / video.file, frames_FHW3, video.fps)
                     save_png(strip, folder / video.strip)
                     rows.append((f"{name}: {cached.request.prompt}", strip))
                     videos.append(video)
@@ -149,7 +154,7 @@ class Renderer:
             for cached in kinds.values():
                 name = cached.request.file_stem
                 with watch.attempt(name):
-                    renderer.frames(
+                    renderer.render(
                         cached,
                         on_step=lambda *_: bar.advance(),
                         on_smaller=partial(watch.on_smaller, name),
@@ -167,9 +172,11 @@ class Renderer:
             shift=self.shift,
             device=self.device,
             compute=self.compute,
+            lend_lora=self.lend_lora,
+            refiner=self.refiner,
         )
         try:
-            with self.lend_lora(), progress("Rendering", self._count_steps(requests)) as bar:
+            with progress("Rendering", self._count_steps(requests)) as bar:
                 yield renderer, bar
         finally:
             self.model.train(was_training)
@@ -192,11 +199,13 @@ class Renderer:
         return on_step
 
     def _count_steps(self, requests: Sequence[CachedRequest]) -> int:
-        return sum(count_steps(cached.request, shift=self.shift) for cached in requests)
+        more = self.refiner.num_steps if self.refiner is not None and self.fitting.refines else 0
+        return sum(count_steps(cached.request, shift=self.shift) + more for cached in requests)
 
-    def _video(self, cached: CachedRequest, frames_FHW3: Frames, *, seconds: float) -> ShownVideo:
-        request = cached.request
+    def _video(self, cached: CachedRequest, rendered: Rendered, *, seconds: float) -> ShownVideo:
+        request, frames_FHW3 = cached.request, rendered.frames_FHW3
         count, height, width, _ = frames_FHW3.shape
+        fps = self.fps * FRAMES_PER_FRAME if rendered.refined else self.fps
         return ShownVideo(
             key=comparison_key(cached, self.settings),
             name=request.name,
@@ -207,7 +216,7 @@ class Renderer:
             width=width,
             height=height,
             num_frames=count,
-            fps=self.fps,
+            fps=fps,
             details=_details(request),
             numbers=self._numbers(cached, frames_FHW3),
             seconds=seconds,
@@ -221,7 +230,9 @@ class Renderer:
         if cached.start is not None:
             # The latents are cached: a start image that has gone since costs a number and no render.
             with suppress(DataError):
-                first_CFHW = next(self.read_start(cached.start))
+                height, width = frames_FHW3.shape[1:3]
+                bucket = replace(cached.start.bucket, width=width, height=height)
+                first_CFHW = next(self.read_start(replace(cached.start, bucket=bucket)))
                 wanted_HW3 = first_CFHW[:, 0].permute(1, 2, 0).numpy()
                 numbers["first_frame_psnr"] = psnr(frames_FHW3[0], wanted_HW3)
         return numbers

@@ -17,6 +17,7 @@ from longcat_tune.runs.cache import load_job
 from longcat_tune.runs.fitting import Fitting
 from longcat_tune.runs.paths import existing_path
 from longcat_tune.runs.precision import DTYPES
+from longcat_tune.runs.refinement import Refiner
 from longcat_tune.runs.render import Renderer
 from longcat_tune.runs.render_lora import attach_render_lora, render_lora_identity
 
@@ -49,16 +50,25 @@ def build_renderer(
         device: where the model computes.
 
     Raises:
-        UserError: validation_lora will not do.
+        UserError: validation_lora or validation_refinement_lora will not do.
     """
     flat, validation = config.flat(), config.validation
     settings = {key: flat[key] for key in SHAPING_KEYS} | {"vae": str(checkpoint.vae)}
+    compute = compute_context(config.model, device)
+    read_start = partial(load_job, backend=config.data.video_backend)
+
+    def lender(key: str) -> Callable[[], AbstractContextManager[None]]:
+        path = existing_path(Path(flat[key]), key=key, config_dir=config_dir)
+        settings[key] = render_lora_identity(path)
+        return attach_render_lora(config, model, path, key=key, device=device)
+
     lend_lora: Callable[[], AbstractContextManager[None]] = nullcontext
     if validation.validation_lora is not None:
-        key = "validation_lora"
-        path = existing_path(validation.validation_lora, key=key, config_dir=config_dir)
-        lend_lora = attach_render_lora(config, model, path, key=key, device=device)
-        settings[key] = render_lora_identity(path)
+        lend_lora = lender("validation_lora")
+    refiner: Refiner | None = None
+    if validation.validation_refinement_lora is not None:
+        shift = config.flow.flow_schedule_shift
+        refiner = Refiner(lender("validation_refinement_lora"), read_start, compute, shift, device)
 
     def load_vae(tiling: bool) -> VideoAutoencoder:
         dtype = DTYPES[config.model.vae_dtype]
@@ -70,10 +80,11 @@ def build_renderer(
         shift=config.flow.flow_schedule_shift,
         fps=config.data.framerate,
         device=device,
-        compute=compute_context(config.model, device),
-        read_start=partial(load_job, backend=config.data.video_backend),
+        compute=compute,
+        read_start=read_start,
         settings=settings,
         fitting=Fitting(),
         lend_lora=lend_lora,
+        refiner=refiner,
         preview_every=validation.validation_preview_steps if validation.validation_preview else None,
     )

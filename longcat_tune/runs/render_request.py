@@ -16,11 +16,25 @@ from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting, OnSmaller
+from longcat_tune.runs.refinement import Refiner
 from longcat_tune.sampling.denoise import OnStep
 from longcat_tune.sampling.pictures import Frames, to_frames
-from longcat_tune.sampling.render import render_latents
+from longcat_tune.sampling.render import render_latents, text_condition
 from longcat_tune.sampling.requests import CONTINUED_FRAMES, EncodedRequest, continued
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A finished render.
+
+    Attributes:
+        frames_FHW3: its frames.
+        refined: whether they are twice as many in the same time.
+    """
+
+    frames_FHW3: Frames
+    refined: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,8 @@ class RequestRenderer:
         shift: of the sigma schedule.
         device: where the model is.
         compute: entered around every denoising, such as autocast.
+        lend_lora: entered around every denoising: lends the model what works in renders only.
+        refiner: makes the finished video larger and smoother; None: it stays as it is.
     """
 
     model: LongCatVideoTransformer
@@ -42,8 +58,10 @@ class RequestRenderer:
     shift: float
     device: torch.device
     compute: Callable[[], AbstractContextManager[object]]
+    lend_lora: Callable[[], AbstractContextManager[None]]
+    refiner: Refiner | None
 
-    def frames(self, cached: CachedRequest, *, on_step: OnStep, on_smaller: OnSmaller) -> Frames:
+    def render(self, cached: CachedRequest, *, on_step: OnStep, on_smaller: OnSmaller) -> Rendered:
         """Render one request.
 
         Args:
@@ -52,7 +70,7 @@ class RequestRenderer:
             on_smaller: hears of what is lowered to fit into memory.
 
         Returns:
-            frames_FHW3, fewer than asked for where those did not fit.
+            Its frames, fewer than asked for where those did not fit.
 
         Raises:
             UserError: a cache file is damaged.
@@ -66,12 +84,37 @@ class RequestRenderer:
             later = continued(encoded, cond_CKHW, segment=segment)
             made_FHW3 = self._segment(later, on_step=on_step, on_smaller=on_smaller)
             frames_FHW3 = np.concatenate([frames_FHW3, made_FHW3[len(given_FHW3) :]])
-        return frames_FHW3
+        if self.refiner is None:
+            return Rendered(frames_FHW3, refined=False)
+        work = partial(self._refined, self.refiner, cached, encoded, frames_FHW3, on_step, on_smaller)
+        refined_FHW3 = self.fitting.refine(frames_FHW3, work, device=self.device, on_smaller=on_smaller)
+        return Rendered(refined_FHW3, refined=refined_FHW3 is not frames_FHW3)
+
+    def _refined(
+        self,
+        refiner: Refiner,
+        cached: CachedRequest,
+        encoded: EncodedRequest,
+        frames_FHW3: Frames,
+        on_step: OnStep,
+        on_smaller: OnSmaller,
+    ) -> Frames:
+        """Refine a video; a start image stays its first frame, frames of a clip do not."""
+        is_image = cached.start is not None and cached.start.picks.count == 1
+        return refiner.refine(
+            self.model,
+            frames_FHW3,
+            text_condition(encoded.prompt, self.device),
+            seed=cached.request.seed,
+            start=cached.start if is_image else None,
+            use_vae=lambda work: self.decoder.use(work, on_smaller=on_smaller),
+            on_step=on_step,
+        )
 
     def _segment(self, encoded: EncodedRequest, *, on_step: OnStep, on_smaller: OnSmaller) -> Frames:
         def denoise(size: Bucket) -> Tensor:
             sized = replace(encoded, request=replace(encoded.request, size=size))
-            with self.compute():
+            with self.lend_lora(), self.compute():
                 return render_latents(
                     self.model,
                     sized,

@@ -37,12 +37,12 @@ def render_latents(
     continues = encoded.num_cond_latents > 1
     guidance = None
     if request.guidance > 1:
-        guidance = Guidance(request.guidance, _condition(encoded.negative, device))
+        guidance = Guidance(request.guidance, text_condition(encoded.negative, device))
     latents_BCTHW = denoise(
         model,
         starting_latents(encoded, channels=channels).to(device),
         render_sigmas(request, shift=shift, continues=continues),
-        _condition(encoded.prompt, device),
+        text_condition(encoded.prompt, device),
         guidance=guidance,
         num_cond_latents=encoded.num_cond_latents,
         # As the authors do: a single condition frame goes along, several are evaluated once.
@@ -75,6 +75,7 @@ def count_steps(request: RenderRequest, *, shift: float) -> int:
     return sum(len(render_sigmas(request, shift=shift, continues=one)) - 1 for one in continues)
 
 
-def _condition(features: TextFeatures, device: torch.device) -> TextCondition:
+def text_condition(features: TextFeatures, device: torch.device) -> TextCondition:
+    """Padded text of one request, on the model's device."""
     text_LD, mask_L = features.padded()
     return TextCondition(text_LD[None].to(device), mask_L[None].to(device))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longcat_tune.flow.schedule import inference_sigmas, timesteps
+from longcat_tune.flow.schedule import inference_sigmas, refinement_sigmas, timesteps
 from longcat_tune.sampling.denoise import Guidance, TextCondition, denoise
+from longcat_tune.sampling.refine import Layout, enlarge
 from tests.golden.cases import Case, parametrize, text_of
 
 
@@ -59,3 +60,33 @@ def test_image_to_video_and_continuation_equal_official(case: Case) -> None:
     case.check(latents, tensors["out.latents"])
     assert torch.equal(latents[:, :, :k], kept[:, :, :k])
     assert torch.equal(start, kept)
+
+
+@parametrize("pipeline_refine")
+def test_refinement_equals_official(case: Case) -> None:
+    tensors, call = case.tensors(), case.call
+    k, sigmas = call["num_cond_latents"], refinement_sigmas(call["num_inference_steps"], call["t_thresh"])
+    prompt = TextCondition(text_of(tensors, "in.prompt_embeds"), tensors["in.prompt_attention_mask"])
+    steps: list[Tensor] = []
+    latents = denoise(
+        case.model(),
+        tensors["out.initial_latents"],
+        sigmas,
+        prompt,
+        num_cond_latents=k,
+        on_step=lambda _, latents, __: steps.append(latents),
+    )
+    case.check(timesteps(sigmas), tensors["out.timesteps"])
+    case.check(torch.stack(steps)[:, :, :, k:], tensors["out.step_noise_latents"])
+    case.check(latents, tensors["out.latents"])
+
+
+@parametrize("pipeline_refine")
+def test_the_enlarged_and_padded_video_equals_official(case: Case) -> None:
+    tensors, call = case.tensors(), case.call
+    times = 1 if call.get("spatial_refine_only") else 2
+    pixels = enlarge(tensors["in.stage1_uint8"].numpy(), (128, 64), times=times)
+    layout = Layout.of(pixels.shape[1], given_frames=call.get("num_cond_frames", 0))
+    assert layout.num_cond_latents == call["num_cond_latents"]
+    assert layout.num_noise_latents == tensors["out.initial_latents"].shape[2] - layout.num_cond_latents
+    case.check(layout.pad(pixels)[None, :, :, ::4, ::4], tensors["out.video_up_sub4"])

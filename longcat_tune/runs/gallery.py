@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def write_gallery(root: Path, changed: Path | None = None) -> Path | None:
     if sheet := _contact_sheet(moments):
         save_png(sheet, root / CONTACT_SHEET_NAME)
     page = root / PAGE_NAME
-    write_atomically(page, lambda part: part.write_text(_page(root, moments), encoding="utf-8"))
+    _write_if_new(page, _page(root, moments).encode())
     return page
 
 
@@ -97,12 +98,20 @@ def find_moments(root: Path) -> list[Moment]:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture, complete or not at all.
+    """Write a picture, complete or not at all; one that is there already is left as it is.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    write_atomically(path, lambda part: picture.save(part, format="PNG"))
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    _write_if_new(path, buffer.getvalue())
+
+
+def _write_if_new(path: Path, content: bytes) -> None:
+    """A command that finds all done changes no file."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -106,3 +106,14 @@ def test_a_long_run_s_contact_sheet_keeps_to_some_steps_with_the_first_and_the_l
     assert sheet[90, SIDE_WIDTH + 9, 0] == 0
     assert sheet[90, -9, 0] == 29 * 5
     assert len(page_data(tmp_path)["moments"]) == 30
+
+
+def test_writing_it_again_changes_no_file(tmp_path: Path) -> None:
+    make_set(tmp_path / "step_000000", {"a": 10})
+    make_set(tmp_path / "step_000004", {"a": 30})
+    times = []
+    for _ in range(2):
+        write_gallery(tmp_path, tmp_path / "step_000004")
+        times.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")})
+    assert times[0] == times[1]
+    assert tmp_path / "step_000004" / "compare.png" in times[0]

@@ -15,8 +15,8 @@ from tests.config.helpers import config_message, config_of
         (
             {"enable_group_offload": True, "musubi_blocks_to_swap": 8},
             (
-                "musubi_blocks_to_swap (8) streams some blocks, but enable_group_offload (true) streams all of "
-                "them; remove one of the two"
+                "musubi_blocks_to_swap (8) streams some blocks, but enable_group_offload (true) streams all "
+                "of them; remove one of the two"
             ),
         ),
         (

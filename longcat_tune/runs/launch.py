@@ -99,8 +99,8 @@ def require_shardable(*, renders: bool, dora: bool) -> None:
     if renders:
         raise ConfigError(
             f"{FSDP} (true): a run whose base is shared out over its processes cannot render; set "
-            "validation_step_interval to 0 and validation_on_startup to false, and render its checkpoints "
-            "with longcat-tune validate"
+            "validation_step_interval to 0, validation_epoch_interval to null and validation_on_startup to "
+            "false, and render its checkpoints with longcat-tune validate"
         )
     if dora:
         raise ConfigError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
+from longcat_tune.config.load import load_run_config
 from longcat_tune.errors import ConfigError
 from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable
 
@@ -56,7 +58,16 @@ def test_every_process_loads_its_encoders_whole(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_a_shared_out_base_cannot_do_is_refused() -> None:
     require_shardable(renders=False, dora=False)
-    with pytest.raises(ConfigError, match=r"cannot render; set validation_step_interval to 0"):
+    with pytest.raises(ConfigError, match="cannot render"):
         require_shardable(renders=True, dora=False)
     with pytest.raises(ConfigError, match="use_dora"):
         require_shardable(renders=False, dora=True)
+
+
+def test_the_remedy_against_renders_ends_all_of_them() -> None:
+    with pytest.raises(ConfigError) as refused:
+        require_shardable(renders=True, dora=False)
+    remedy = dict(re.findall(r"(validation_\w+) to (\w+)", str(refused.value)))
+    rendering = {"validation_epoch_interval": "1", "validation_prompt": "a"}
+    assert load_run_config(None, rendering).validation.renders_in_training
+    assert not load_run_config(None, rendering | remedy).validation.renders_in_training

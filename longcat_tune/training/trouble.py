@@ -95,8 +95,9 @@ def out_of_memory(during: str, reason: str) -> DeviceError:
         reason: from `out_of_memory_reason`.
     """
     return DeviceError(
-        f"out of memory in {during} ({reason}). Change these one after another until it fits: lower "
-        "validation_resolution and validation_num_video_frames, lower lora_rank, enable_group_offload, "
+        f"out of memory in {during} ({reason}). Change these one after another until it fits: memory_plan "
+        "auto, lower validation_resolution and validation_num_video_frames, lower lora_rank, "
+        "gradient_checkpointing_offload, feed_forward_chunk_size 2048, enable_group_offload, "
         "base_model_precision int8-quanto or fp8-torchao, then resolution and num_frames of the datasets. "
         "The same command goes on from the last checkpoint"
     )

@@ -6,11 +6,12 @@ import re
 import runpy
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from longcat_tune.config import describe
 from longcat_tune.config.datasets import DatasetEntry
 from longcat_tune.config.load import load_datasets, load_run_config
-from longcat_tune.config.run import RunConfig, require_training_length
+from longcat_tune.config.run import RunConfig, keys, require_training_length
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,6 +62,16 @@ def test_objects_are_described_by_their_keys():
         "object with path, filename_column, caption_column, fallback_caption_column"
     )
     assert (describe.kind(fields["video"]), describe.default(fields["caption_table"])) == ("object", "null")
+
+
+def test_the_page_says_of_every_path_where_it_is_looked_for():
+    page = (REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8")
+    told = page.partition("## Paths")[2].partition("##")[0]
+    paths = {
+        key for key, (_, field) in keys().items() if Path in {field.annotation, *get_args(field.annotation)}
+    }
+    assert len(paths) > 5
+    assert {key for key in paths if f"`{key}`" not in told} == set()
 
 
 def test_the_page_of_keys_is_fresh():

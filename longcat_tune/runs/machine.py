@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from longcat_tune.memory.budget import GIB, Capacity
 from longcat_tune.memory.budget_time import CARDS, Rates, rates_of
 from longcat_tune.memory.budget_training import CONTEXT
 from longcat_tune.runs.build import pick_device
+from longcat_tune.training.process_memory import bytes_in_table, host_bytes
 
 IMPORTS = {"cpu": int(0.52 * GIB), "mps": int(0.8 * GIB), "cuda": int(3.0 * GIB)}
 """Host memory of Python with all libraries, by kind of device. cpu: a step on the miniature takes 0.49 GiB, a
 whole run 0.56; the others: typical, not measured."""
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 UNITS = {
     "": 1,
     "k": 10**3,
@@ -120,40 +120,12 @@ def parse_size(option: str, text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def host_bytes() -> int:
-    """Host memory that this process holds now; 0 where the system does not say."""
-    return _kibibytes(STATUS, "VmRSS") or 0
-
-
-def host_peak_bytes() -> int:
-    """The most host memory that this process held so far."""
-    # Imported here because Windows lacks it.
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 2**10
-
-
-def device_peak_bytes(device: torch.device) -> int | None:
-    """The most that torch's tensors held of a card's memory so far; None where there is no card."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
 def _free_host_bytes() -> int:
     """Free memory, and what this process holds already; shared by the processes of one machine."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = _kibibytes(MEMINFO, "MemAvailable")
+    available = bytes_in_table(MEMINFO, "MemAvailable")
     free = physical if available is None else available + host_bytes()
     for path in CGROUP_LIMITS:
         if path.is_file() and (limit := path.read_text().strip()).isdigit():
             free = min(free, int(limit))
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _kibibytes(path: Path, field: str) -> int | None:
-    """A field of one of Linux's tables in bytes; None elsewhere."""
-    if not path.is_file():
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    return None if found is None else int(found[1]) * 2**10

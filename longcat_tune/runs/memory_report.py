@@ -9,8 +9,8 @@ import torch
 from rich.table import Table
 
 from longcat_tune.memory.budget import GIB, Moment
-from longcat_tune.runs.machine import device_peak_bytes, host_peak_bytes
 from longcat_tune.runs.memory_plan import MemoryPlan, Part
+from longcat_tune.training.process_memory import device_peak_bytes, host_peak_bytes
 
 
 def memory_report(plan: MemoryPlan) -> dict[str, Any]:

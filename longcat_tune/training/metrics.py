@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
-
-import torch
 
 from longcat_tune.files import explained_disk_errors
 
@@ -81,7 +78,7 @@ class StepMetrics:
         samples: clips trained on.
         seconds: wall time of its forward and backward passes and update; waiting for its batches, saving and
             rendering are not in it.
-        memory_gib: peak so far, as `peak_memory_gib`.
+        memory_gib: peak so far, as `process_memory.peak_memory_gib`.
     """
 
     step: int
@@ -124,18 +121,6 @@ class SigmaBands:
     def __bool__(self) -> bool:
         """Whether there is anything to take."""
         return any(self._counts)
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Give the most memory that was held at once so far: the device's on CUDA, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    # Imported here because Windows lacks it.
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class EventLog:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from longcat_tune.training.interfaces import LoopSettings, StepGroup
-from longcat_tune.training.metrics import StepMetrics, peak_memory_gib
+from longcat_tune.training.metrics import StepMetrics
 from longcat_tune.training.optimizers import rate_of_step
 from longcat_tune.training.parts import LoopParts
+from longcat_tune.training.process_memory import peak_memory_gib
 from longcat_tune.training.step import (
     StepOutput,
     draw,

@@ -21,10 +21,11 @@ from longcat_tune.memory.budget_parts import RELEASED_TEXT_ENCODER, VaeSize
 from longcat_tune.memory.budget_shape import ModelShape
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.build import build_optimizer, compute_context, require_transformer
-from longcat_tune.runs.machine import host_peak_bytes, this_machine
+from longcat_tune.runs.machine import this_machine
 from longcat_tune.runs.memory_plan import plan_memory
 from longcat_tune.runs.memory_sizes import RunSizes, adapter_size
 from longcat_tune.runs.parts import model_with_adapter
+from longcat_tune.training.process_memory import host_peak_bytes
 from longcat_tune.training.step import training_step
 from longcat_tune.types import TEXT_TOKENS, Batch, Bucket
 

@@ -6,13 +6,15 @@ Looks only at the records that renders leave; so it shows a run, `validate` and 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -41,12 +43,14 @@ class Moment:
     """One set of weights and its renders.
 
     Attributes:
-        folder: in the gallery's.
+        name: of its folder in the gallery's.
+        folder: of the record: that one, or AVERAGED in it where only averaged weights were rendered.
         label: for people.
         record: of the folder; of the averaged weights' one where only those were rendered.
         averaged: renders of the averaged weights beside them, if any.
     """
 
+    name: str
     folder: Path
     label: str
     record: RenderRecord
@@ -55,7 +59,7 @@ class Moment:
     @property
     def is_base(self) -> bool:
         """Whether it shows the model as the run found it."""
-        return self.folder.name in BASE_FOLDERS
+        return self.name in BASE_FOLDERS
 
 
 def write_gallery(root: Path, changed: Path | None = None) -> Path | None:
@@ -63,7 +67,7 @@ def write_gallery(root: Path, changed: Path | None = None) -> Path | None:
 
     Args:
         root: the folder `validation`.
-        changed: folder in it that was rendered to: gets a comparison with the base model.
+        changed: folder in it that was rendered to: gets a comparison with the weights before training.
 
     Returns:
         The page.
@@ -75,8 +79,8 @@ def write_gallery(root: Path, changed: Path | None = None) -> Path | None:
     if not moments:
         return None
     for moment in moments:
-        if moment.folder == changed:
-            _write_comparison(moment, moments)
+        if changed is not None and root / moment.name == changed:
+            _write_comparison(moment, moments, changed / COMPARISON_NAME)
     if sheet := _contact_sheet(moments):
         save_png(sheet, root / CONTACT_SHEET_NAME)
     page = root / PAGE_NAME
@@ -85,16 +89,28 @@ def write_gallery(root: Path, changed: Path | None = None) -> Path | None:
 
 
 def find_moments(root: Path) -> list[Moment]:
-    """Every rendered set of weights: the base model, the steps in order, then LoRA files by name."""
+    """Every rendered set of weights: the base model, the steps in order, then LoRA files by name.
+
+    Renders whose files somebody has deleted are left out.
+    """
     found = []
     for folder in root.iterdir() if root.is_dir() else ():
-        record = read_record(folder)
+        name, label = folder.name, _label(folder.name)
+        record, averaged = _shown(folder), _shown(folder / AVERAGED)
         if record is not None:
-            found.append(Moment(folder, _label(folder.name), record, read_record(folder / AVERAGED)))
-        elif (averaged := read_record(folder / AVERAGED)) is not None:
-            label = f"{_label(folder.name)}, averaged"
-            found.append(Moment(folder / AVERAGED, label, averaged, None))
-    return sorted(found, key=lambda moment: _place(moment.folder.relative_to(root).parts[0]))
+            found.append(Moment(name, folder, label, record, averaged))
+        elif averaged is not None:
+            found.append(Moment(name, folder / AVERAGED, f"{label}, averaged", averaged, None))
+    return sorted(found, key=lambda moment: _place(moment.name))
+
+
+def _shown(folder: Path) -> RenderRecord | None:
+    """What a folder's record says and is there."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    there = record.there(folder)
+    return replace(record, videos=there) if there or record.failures else None
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -127,11 +143,11 @@ def _label(name: str) -> str:
     if match is None:
         return name
     step = int(match[1])
-    return f"step {step}" if step else "step 0, base model"
+    return f"step {step}" if step else "step 0, before training"
 
 
 def _partner(video: ShownVideo, moments: Sequence[Moment]) -> tuple[Moment, ShownVideo] | None:
-    """The same request rendered by the base model."""
+    """The same request rendered before training."""
     for moment in moments:
         for other in moment.record.videos:
             if moment.is_base and other.key == video.key:
@@ -139,8 +155,8 @@ def _partner(video: ShownVideo, moments: Sequence[Moment]) -> tuple[Moment, Show
     return None
 
 
-def _write_comparison(moment: Moment, moments: Sequence[Moment]) -> None:
-    """Strips of base, LoRA and its average below each other, request by request."""
+def _write_comparison(moment: Moment, moments: Sequence[Moment], path: Path) -> None:
+    """Strips of the base or the start, LoRA and its average below each other, request by request."""
     rows: list[tuple[str, Image.Image]] = []
     averages = {video.key: video for video in moment.averaged.videos} if moment.averaged else {}
     for video in moment.record.videos:
@@ -155,7 +171,7 @@ def _write_comparison(moment: Moment, moments: Sequence[Moment]) -> None:
             label = f"{moment.label}, averaged weights: {video.name}"
             rows.append((label, _strip(moment.folder / AVERAGED, average)))
     if rows:
-        save_png(frame_grid(rows), moment.folder / COMPARISON_NAME)
+        save_png(frame_grid(rows), path)
 
 
 def _contact_sheet(moments: Sequence[Moment]) -> Image.Image | None:
@@ -190,7 +206,8 @@ def _strip(folder: Path, video: ShownVideo) -> Image.Image:
 
 def _page(root: Path, moments: Sequence[Moment]) -> str:
     template = files("longcat_tune").joinpath("assets", "gallery.html").read_text(encoding="utf-8")
-    content = json.dumps(_page_data(root, moments), ensure_ascii=False)
+    # ASCII: names of folders that are not UTF-8 could not be written otherwise.
+    content = json.dumps(_page_data(root, moments))
     # Within a script element only "<" could end the data early.
     return template.replace("{{data}}", content.replace("<", "\\u003c"))
 
@@ -240,16 +257,20 @@ def _request_data(video: ShownVideo) -> dict[str, Any]:
 
 
 def _video_data(root: Path, folder: Path, video: ShownVideo) -> dict[str, Any]:
-    place = folder.relative_to(root).as_posix()
     return {
-        "src": f"{place}/{video.file}",
-        "strip": f"{place}/{video.strip}",
+        "src": _address(root, folder / video.file),
+        "strip": _address(root, folder / video.strip),
         "cells": video.cells,
         "frames": video.num_frames,
         "fps": video.fps,
         "seconds": round(video.seconds, 1),
         "numbers": {NUMBER_NAMES[name]: round(value, 3) for name, value in video.numbers.items()},
     }
+
+
+def _address(root: Path, file: Path) -> str:
+    """A file for a page in the root. By its bytes: JavaScript cannot encode a name that is not UTF-8."""
+    return quote(os.fsencode(file.relative_to(root).as_posix()))
 
 
 def _id(root: Path, moment: Moment) -> str:

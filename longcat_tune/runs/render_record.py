@@ -98,6 +98,14 @@ class RenderRecord:
         shown = (*files, folder / GRID_NAME)
         return not self.failures and self.wanted == wanted and all(path.is_file() for path in shown)
 
+    def there(self, folder: Path) -> tuple[ShownVideo, ...]:
+        """Those made whose files are still in the folder."""
+        return tuple(
+            video
+            for video in self.videos
+            if (folder / video.file).is_file() and (folder / video.strip).is_file()
+        )
+
     def require_complete(self) -> None:
         """Fail where a render did.
 
@@ -126,7 +134,7 @@ def read_record(folder: Path) -> RenderRecord | None:
             ShownVideo(**video | {"details": tuple(video["details"])}) for video in content.pop("videos")
         )
         failures = tuple(FailedRender(**failure) for failure in content.pop("failures"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return RenderRecord(content, videos, failures)
 

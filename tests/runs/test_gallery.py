@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,8 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_record(tmp_path) == record
     (tmp_path / "renders.json").write_text('{"videos": [{"key": 1}], "failures": []}')
     assert read_record(tmp_path) is None
+    (tmp_path / "renders.json").write_text('"text"')
+    assert read_record(tmp_path) is None
     assert read_record(tmp_path / "nowhere") is None
 
 
@@ -39,7 +42,7 @@ def test_moments_are_the_base_then_the_steps_then_lora_files(tmp_path: Path) -> 
         make_set(tmp_path / name, {"a": 10})
     (tmp_path / "empty").mkdir()
     labels = [moment.label for moment in find_moments(tmp_path)]
-    assert labels == ["base model", "step 0, base model", "step 2", "step 10", "my-lora"]
+    assert labels == ["base model", "step 0, before training", "step 2", "step 10", "my-lora"]
 
 
 def test_the_page_holds_every_video_by_request_and_moment_with_paths_that_exist(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_the_page_holds_every_video_by_request_and_moment_with_paths_that_exist(
     assert set(b["at"]["step_000004"]) == {"live"}
     files = re.findall(r'"(?:src|strip)": "([^"]+)"', json.dumps(data))
     assert len(files) == 10
-    assert all((root / file).is_file() for file in files)
+    assert all((root / unquote(file)).is_file() for file in files)
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
@@ -117,3 +120,43 @@ def test_writing_it_again_changes_no_file(tmp_path: Path) -> None:
         times.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")})
     assert times[0] == times[1]
     assert tmp_path / "step_000004" / "compare.png" in times[0]
+
+
+def test_steps_of_averaged_weights_alone_are_compared_with_what_they_began_from(tmp_path: Path) -> None:
+    make_set(tmp_path / "step_000000" / "ema", {"a": 10})
+    make_set(tmp_path / "step_000004" / "ema", {"a": 30})
+    write_gallery(tmp_path, tmp_path / "step_000004")
+    rows = pixels(tmp_path / "step_000004" / "compare.png")
+    row = CELL_HEIGHT + LABEL_HEIGHT
+    assert rows[row - 9 :: row, 100, 0].tolist() == [10, 30]
+    assert [moment["base"] for moment in page_data(tmp_path)["moments"]] == [True, False]
+
+
+def test_deleted_renders_are_left_out(tmp_path: Path) -> None:
+    make_set(tmp_path / "step_000000", {"a": 10, "b": 20})
+    make_set(tmp_path / "step_000002", {"a": 15})
+    make_set(tmp_path / "step_000004", {"a": 30, "b": 40})
+    make_set(tmp_path / "step_000004" / "ema", {"a": 50})
+    for file in ("step_000000/a.png", "step_000002/a.mp4", "step_000004/ema/a.png"):
+        (tmp_path / file).unlink()
+    write_gallery(tmp_path, tmp_path / "step_000004")
+    data = page_data(tmp_path)
+    assert [moment["id"] for moment in data["moments"]] == ["step_000000", "step_000004"]
+    shown = {
+        request["name"]: {key: set(at) for key, at in request["at"].items()} for request in data["requests"]
+    }
+    assert shown == {
+        "a": {"step_000004": {"live"}},
+        "b": {"step_000000": {"live"}, "step_000004": {"live"}},
+    }
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_shown(tmp_path: Path) -> None:
+    root = tmp_path / "out-\udcff" / "validation"
+    make_set(root / "step_000000", {"a": 10})
+    make_set(root / "lora-\udcfe", {"a": 30})
+    write_gallery(root, root / "lora-\udcfe")
+    data = page_data(root)
+    assert data["run"] == "out-\udcff"
+    assert data["requests"][0]["at"]["lora-\udcfe"]["live"]["src"] == "lora-%FE/a.mp4"
+    assert (root / "lora-\udcfe" / "compare.png").is_file()

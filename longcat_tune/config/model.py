@@ -85,7 +85,7 @@ class ModelSection(Section):
     )
     attention_implementation: Annotated[
         Literal["auto", "block_sparse", "sdpa", "flash", "flash3", "xformers", "sage", "math"],
-        MayChange(),
+        MayChange(except_values=frozenset({"block_sparse"})),
         synonyms(
             {
                 "diffusers": "sdpa",

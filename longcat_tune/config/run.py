@@ -62,15 +62,21 @@ def keys() -> dict[str, Key]:
     }
 
 
-@cache
-def keys_of_meaning() -> frozenset[str]:
-    """Keys that decide what is learned; a resumed run should have the values that it was begun with."""
-    return frozenset(
-        key
-        for key, (section, field) in keys().items()
-        if section not in AROUND_THE_LEARNING
-        and not any(isinstance(mark, MayChange) for mark in field.metadata)
-    )
+def changes_meaning(key: str, then: object, now: object) -> bool:
+    """Whether what is learned changes when a resumed run has another value of a key.
+
+    Args:
+        key: any; what is no key of config.json changes nothing.
+        then: the value that the run was begun with.
+        now: the other one.
+    """
+    if key not in keys():
+        return False
+    section, field = keys()[key]
+    if section in AROUND_THE_LEARNING:
+        return False
+    marks = [mark for mark in field.metadata if isinstance(mark, MayChange)]
+    return all({str(then), str(now)} & mark.except_values for mark in marks)
 
 
 @cache

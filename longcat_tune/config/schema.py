@@ -40,7 +40,13 @@ class Instead:
 
 @dataclass(frozen=True, slots=True)
 class MayChange:
-    """Marks a field that a resumed run may have another value of and still be the same run."""
+    """Marks a field that a resumed run may have another value of and still be the same run.
+
+    Attributes:
+        except_values: those that nothing else learns the same as: a change from or to one counts.
+    """
+
+    except_values: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

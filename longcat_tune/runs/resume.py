@@ -14,7 +14,7 @@ import torch
 from longcat_tune.checkpoint.lora_file import read_lora
 from longcat_tune.checkpoint.optimizer_file import read_optimizer
 from longcat_tune.checkpoint.run_state import SavedRun, find_checkpoint, has_checkpoints
-from longcat_tune.config.run import RunConfig, keys_of_meaning
+from longcat_tune.config.run import RunConfig, changes_meaning
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.errors import CheckpointError, ConfigError
 from longcat_tune.model.dit import LongCatVideoTransformer
@@ -174,7 +174,7 @@ def _changes_of_meaning(then: Mapping[str, object], now: Mapping[str, object], *
     if STEPS not in lengths and now[STEPS] is not None:
         # Steps win over epochs.
         lengths.discard(EPOCHS)
-    return (changed & keys_of_meaning()) | lengths
+    return {key for key in changed if changes_meaning(key, then[key], now[key])} | lengths
 
 
 def _differences(then: Mapping[str, object], now: Mapping[str, object]) -> set[str]:

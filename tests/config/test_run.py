@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from longcat_tune.config.foreign import CONFIG_KEYS
-from longcat_tune.config.run import RunConfig, keys, require_training_length, sections
+from longcat_tune.config.run import RunConfig, changes_meaning, keys, require_training_length, sections
 from longcat_tune.errors import ConfigError
 from tests.config.helpers import config_of
 
@@ -86,3 +86,19 @@ def test_steps_win_over_epochs_with_a_note(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     require_training_length(config_of(tmp_path, {"max_train_steps": 20, "num_train_epochs": 3}))
     assert caplog.messages == ["max_train_steps (20) wins over num_train_epochs (3)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "then", "now", "changes"),
+    [
+        ("learning_rate", 1e-4, 1e-5, True),
+        ("gradient_checkpointing", True, False, False),
+        ("validation_guidance", 4.0, 1.0, False),
+        ("epoch_order", "a", "b", False),
+        ("attention_implementation", "sdpa", "flash", False),
+        ("attention_implementation", "sdpa", "block_sparse", True),
+        ("attention_implementation", "block_sparse", "auto", True),
+    ],
+)
+def test_what_decides_what_is_learned_is_known(key, then, now, changes):
+    assert changes_meaning(key, then, now) is changes

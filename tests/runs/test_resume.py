@@ -115,6 +115,14 @@ def test_another_length_of_a_falling_rate_stops_the_run_unless_accepted(tmp_path
     run(tmp_path, clips, lr_scheduler="cosine", max_train_steps=2, accept_changes=True)
 
 
+def test_sparse_attention_stops_a_run_that_learned_densely(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    run(tmp_path, clips, attention_implementation="math")
+    with pytest.raises(ConfigError, match=r"\n  attention_implementation  math -> block_sparse\n"):
+        run(tmp_path, clips, attention_implementation="block_sparse", max_train_steps=2)
+    run(tmp_path, clips, attention_implementation="sdpa", max_train_steps=2)
+
+
 def test_what_a_run_started_as_is_not_looked_at_again(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 1)
     start = tmp_path / "start.safetensors"

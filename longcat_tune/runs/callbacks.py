@@ -10,6 +10,7 @@ from typing import Any
 
 from longcat_tune.checkpoint.lora_file import LoraWeights, copy_lora_files, write_lora_files
 from longcat_tune.checkpoint.run_state import RunState, save_checkpoint
+from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
 from longcat_tune.log import Bar
 from longcat_tune.model.lora import lora_alphas, lora_state
@@ -86,15 +87,24 @@ class Callbacks:
             self.bar.advance("skipped")
 
     def _lora(self, step: int) -> LoraWeights:
-        lora, model_keys, model = self.config.lora, self.config.model, self.parts.model
+        lora, model = self.config.lora, self.parts.model
         target = lora.lora_target if isinstance(lora.lora_target, str) else json.dumps(lora.lora_target)
         metadata = {
             "targets": target,
-            "base_model": (
-                model_keys.pretrained_transformer_model_name_or_path
-                or model_keys.pretrained_model_name_or_path
-                or model_keys.model_flavour
-            ),
+            "base_model": base_name(self.config.model),
             "step": str(step),
         }
         return LoraWeights(lora_state(model), lora_alphas(model), metadata)
+
+
+def base_name(model: ModelSection) -> str:
+    """What a LoRA's file calls its base: a hub id, else the flavour.
+
+    A folder's path means nothing elsewhere, and the file may be uploaded.
+    """
+    for name in (model.pretrained_transformer_model_name_or_path, model.pretrained_model_name_or_path):
+        folder = Path(name or "").expanduser()
+        # A folder may be gone by the time that a checkpoint is saved, which must not fail for that.
+        if name is not None and name.count("/") == 1 and not (folder.is_absolute() or folder.is_dir()):
+            return name
+    return model.model_flavour

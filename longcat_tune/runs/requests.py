@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from longcat_tune.config.prompts import PromptEntry, built_in_prompts, load_prompts
@@ -146,10 +146,10 @@ def _end_of(video: Path, framerate: float) -> Start:
     return Start(video, available - CONTINUED_FRAMES, CONTINUED_FRAMES)
 
 
-def _held_out_subjects(held_out: DatasetPlan, count: int) -> Iterator[Subject]:
+def _held_out_subjects(held_out: DatasetPlan, most: int) -> Iterator[Subject]:
     # Of a file that is cut into several clips the first stands for all.
     firsts = (clip for clip in held_out.clips if clip.number in {None, 1})
-    for clip in islice(firsts, count):
+    for clip in islice(firsts, most):
         record = clip.record
         yield Subject(Path(record.name).stem, record.captions[0], _start_of(clip))
 
@@ -166,18 +166,21 @@ def _start_of(clip: PlannedClip) -> Start | None:
 
 
 def _requests(subjects: Sequence[Subject], validation: ValidationSection) -> tuple[RenderRequest, ...]:
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     requests: list[RenderRequest] = []
     for subject in subjects:
-        name = re.sub(r"[^\w.-]+", "-", subject.name).strip("-")[:NAME_LENGTH] or "clip"
-        taken[name] = taken.get(name, 0) + 1
-        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        unique = name = re.sub(r"[^\w.-]+", "-", subject.name).strip("-")[:NAME_LENGTH] or "clip"
+        numbers = count(2)
+        # Some disks know no difference between capital and small letters.
+        while unique.casefold() in taken:
+            unique = f"{name}-{next(numbers)}"
+        taken.add(unique.casefold())
         requests += _sized(replace(subject, name=unique), validation)
     return tuple(requests)
 
 
 def _sized(subject: Subject, validation: ValidationSection) -> Iterator[RenderRequest]:
-    """One request per size."""
+    """One request per size, however often it is listed."""
     own, start = subject.own, subject.start
     frames = own.num_video_frames or validation.validation_num_video_frames
     given = max(0 if start is None else start.num_frames, CONTINUED_FRAMES if subject.segments > 1 else 0)
@@ -188,7 +191,7 @@ def _sized(subject: Subject, validation: ValidationSection) -> Iterator[RenderRe
             "library's prompt)"
         )
     steps, guidance = _steps_and_guidance(own, validation)
-    for width, height in own.resolution or validation.validation_resolution:
+    for width, height in dict.fromkeys(own.resolution or validation.validation_resolution):
         yield RenderRequest(
             name=subject.name,
             prompt=subject.prompt,

@@ -10,7 +10,7 @@ import pytest
 
 from longcat_tune.errors import ConfigError
 from longcat_tune.runs.preflight import preflight
-from longcat_tune.runs.requests import plan_requests
+from longcat_tune.runs.requests import command_requests, plan_requests
 from longcat_tune.sampling.requests import RenderRequest
 from longcat_tune.types import Bucket
 from tests.builders import make_clips, make_run, stills_entry, video_entry
@@ -126,3 +126,16 @@ def test_a_start_that_cannot_be_is_refused(tmp_path: Path, entry: dict[str, Any]
 def test_a_library_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"user_prompt_library \(no\.json\) is not there \(tried"):
         of_config(tmp_path, user_prompt_library="no.json")
+
+
+def test_no_two_renders_have_one_file_name_also_where_capitals_do_not_count(tmp_path: Path) -> None:
+    config = make_run(tmp_path, [], data_backend_config=None)
+    prompts = ["cat", "cat!", "cat 2", "Cat", "a cat"]
+    requests = command_requests(config, prompts=prompts, image=None, video=None, segments=1)
+    assert [request.name for request in requests] == ["cat", "cat-2", "cat-2-2", "Cat-3", "a-cat"]
+    assert [request.prompt for request in requests] == prompts
+
+
+def test_a_size_listed_twice_is_rendered_once(tmp_path: Path) -> None:
+    requests = of_config(tmp_path, validation_prompt="a", validation_resolution="64x64,32x64,64x64")
+    assert [request.size for request in requests] == [Bucket(64, 64, 9), Bucket(32, 64, 9)]

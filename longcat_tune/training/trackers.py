@@ -141,10 +141,11 @@ def scalars(event: EventName, fields: Mapping[str, Any]) -> dict[str, float]:
     """Name the numbers of an event that make curves over its step.
 
     Args:
-        event: its kind; those without a step give none.
+        event: its kind; those without a step and previews give none.
         fields: as in events.jsonl.
     """
-    if "step" not in fields:
+    # A preview's number counts steps of one render, not what is learned.
+    if "step" not in fields or event == "preview":
         return {}
     if event == "sigma_bands":
         means = enumerate(fields["losses"])

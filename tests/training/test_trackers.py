@@ -64,6 +64,8 @@ def test_a_held_out_loss_gives_curves_by_task_and_noise_level() -> None:
 def test_events_without_a_step_or_numbers_give_no_curve() -> None:
     assert scalars("run_start", {"max_steps": 5}) == {}
     assert scalars("checkpoint", {"step": 5, "folder": "checkpoint-000005", "whole": True}) == {}
+    preview = {"step": 5, "render": "a", "denoising_step": 10, "file": "validation/a.preview.png"}
+    assert scalars("preview", preview) == {}
 
 
 class FakeRun:

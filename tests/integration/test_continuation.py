@@ -60,7 +60,8 @@ def test_a_clip_is_continued_from_its_last_frames(tmp_path: Path) -> None:
 
 
 def test_three_segments_go_on_from_their_own_last_frames(tmp_path: Path) -> None:
-    source = ["--video", str(MEDIA / "motorcycle.mp4")] if MEDIA.is_dir() else []
+    clip = MEDIA / "motorcycle.mp4"
+    source = ["--video", str(clip)] if clip.is_file() else []
     video, frames, fps = render(tmp_path, *source, "--segments", "3")
     assert frames.shape == (17 + 4 + 4, 64, 64, 3)
     assert (fps, video.num_frames) == (15, 25)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from longcat_tune.runs.gallery import write_gallery
-from tests.browser import CHROMIUM, Page, browser
+from tests.browser import Page, browser
 from tests.runs.gallery_builders import make_set
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 PLAYING = """
 Promise.all([...document.querySelectorAll("video")].map(async (video) => {
@@ -59,8 +55,17 @@ def test_every_video_plays_and_keys_choose_what_is_shown(tmp_path: Path) -> None
         press(page, "b", "KeyB", 66)
         assert page.evaluate(PLAYING)[0][0] == "step_000004/a.mp4"
         press(page, "ArrowLeft", "ArrowLeft", 37)
-        assert page.evaluate(STATE) == "step 0, base model"
+        assert page.evaluate(STATE) == "step 0, before training"
         assert len(page.evaluate(PLAYING)) == 2
         press(page, " ", "Space", 32)
         assert page.evaluate('[...document.querySelectorAll("video")].every((video) => video.paused)')
         assert page.evaluate('document.querySelectorAll("td .cell").length') == 4
+
+
+def test_a_video_in_a_folder_whose_name_is_not_utf_8_plays(tmp_path: Path) -> None:
+    root = tmp_path / "a run \udcff" / "validation"
+    make_set(root / "lora-\udcfe", {"a": 40})
+    with browser(tmp_path / "profile") as page:
+        page.open(write_gallery(root))
+        assert page.evaluate(PLAYING.replace("decodeURIComponent", "")) == [["lora-%FE/a.mp4", True, 80]]
+        assert page.evaluate("document.title").startswith("Renders of a run")

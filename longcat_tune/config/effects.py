@@ -1,6 +1,7 @@
-"""Keys of an entry that nothing reads because of what the entry is: told, never ignored in silence.
+"""Keys that nothing reads because of what the entry is or another key says: told, never ignored in silence.
 
-Compares values with their defaults; a key that is written out at its default changes nothing and is no news.
+Compares values with their defaults; a key that is written out at its default changes nothing and is no news,
+except where another key takes the place of that default.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from longcat_tune.config.datasets import DatasetEntry, DatasetType
-from longcat_tune.config.run import RunConfig
+from longcat_tune.config.problems import shown
+from longcat_tune.config.run import RunConfig, keys
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,36 @@ ONLY_ONE_STRATEGY = {"instance_prompt": "instanceprompt", "disable_multiline_spl
 """Keys that only one caption_strategy reads."""
 
 
+def warn_of_run_keys_without_effect(config: RunConfig, *, where: Mapping[str, str]) -> None:
+    """Tell of keys of config.json that change nothing, and why; one may be switched off for a single run.
+
+    Args:
+        config: the run.
+        where: for each key that is set, the file or command line it came from.
+    """
+    for key, reason in _run_keys_without_effect(config):
+        value = shown(config.flat()[key])
+        logger.warning("%s: %s (%s) has no effect %s; remove it", where[key], key, value, reason)
+
+
+def _run_keys_without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Keys that are set and not read, and why not."""
+    validation, output, flat = config.validation, config.output, config.flat()
+    if validation.validation_lora is not None:
+        for key in ("validation_num_inference_steps", "validation_guidance"):
+            if key in validation.model_fields_set:
+                yield key, "with validation_lora, whose renders have steps and guidance of their own"
+    unread: dict[str, str] = {}
+    if not validation.validation_preview:
+        unread["validation_preview_steps"] = "while validation_preview is false"
+    if not output.push_to_hub:
+        unread["hub_model_id"] = "while push_to_hub is false"
+    if output.report_to != "wandb":
+        for key in ("tracker_project_name", "tracker_run_name"):
+            unread[key] = f"with report_to {output.report_to}"
+    yield from ((key, reason) for key, reason in unread.items() if flat[key] != keys()[key].field.default)
+
+
 def warn_of_keys_without_effect(entry: DatasetEntry, config: RunConfig, *, where: str) -> None:
     """Tell of an entry's keys that change nothing, and why.
 
@@ -41,11 +73,11 @@ def warn_of_keys_without_effect(entry: DatasetEntry, config: RunConfig, *, where
         for key, field in DatasetEntry.model_fields.items()
         if entry.__dict__[key] != inherited.get(key, field.default)
     ]
-    for keys, reason in _without_effect(entry, config, changed):
-        if keys:
-            these = "it" if len(keys) == 1 else "them"
-            has = "has" if len(keys) == 1 else "have"
-            logger.warning("%s: %s %s no effect %s; remove %s", where, ", ".join(keys), has, reason, these)
+    for unread, reason in _without_effect(entry, config, changed):
+        if unread:
+            these = "it" if len(unread) == 1 else "them"
+            has = "has" if len(unread) == 1 else "have"
+            logger.warning("%s: %s %s no effect %s; remove %s", where, ", ".join(unread), has, reason, these)
 
 
 def _without_effect(

@@ -13,7 +13,7 @@ from typing import Any
 
 from longcat_tune.config.checking import Findings, drop_nulls, sort_keys, validate
 from longcat_tune.config.datasets import DatasetEntry
-from longcat_tune.config.effects import warn_of_keys_without_effect
+from longcat_tune.config.effects import warn_of_keys_without_effect, warn_of_run_keys_without_effect
 from longcat_tune.config.foreign import CONFIG_KEYS, DATASET_KEYS, NESTED_KEYS
 from longcat_tune.config.jsonc import read_jsonc
 from longcat_tune.config.problems import COMMAND_LINE
@@ -52,7 +52,9 @@ def load_run_config(path: Path | None, overrides: Mapping[str, str]) -> RunConfi
         given = drop_nulls({key: values[key] for key in model.model_fields if key in values})
         built[name] = validate(model, given, where=where, default_where=file, findings=findings)
     findings.settle(file)
-    return RunConfig(**{name: section for name, section in built.items() if section is not None})
+    config = RunConfig(**{name: section for name, section in built.items() if section is not None})
+    warn_of_run_keys_without_effect(config, where=where)
+    return config
 
 
 def load_datasets(config: RunConfig, *, config_dir: Path) -> tuple[DatasetEntry, ...]:

@@ -70,7 +70,8 @@ class SelfAttention(nn.Module):
         """
         batch, num_tokens, _ = x_BNC.shape
         q, k, v = self.qkv(x_BNC).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        own = (self.k_norm(k), v) if return_kv else None
+        # A copy of the values: the view would keep q and k alive as long as the cache.
+        own = (self.k_norm(k), v.clone()) if return_kv else None
         places = rotary.last(num_tokens)
         q = elementwise.norm_rotate(q, self.q_norm.weight, places)
         k = elementwise.norm_rotate(k, self.k_norm.weight, places)

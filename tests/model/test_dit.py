@@ -82,7 +82,7 @@ def test_no_float64_reaches_the_device(dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def test_values_are_let_go_before_the_feed_forward_unless_asked_for() -> None:
+def test_values_are_let_go_before_the_feed_forward_and_a_cache_holds_nothing_else() -> None:
     latents, timestep, text, mask = inputs()
     values: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
@@ -99,5 +99,7 @@ def test_values_are_let_go_before_the_feed_forward_unless_asked_for() -> None:
     for block in model.blocks:
         block.ffn.register_forward_pre_hook(look)
     model(latents, timestep, text, mask)
-    model(latents, timestep, text, mask, return_kv=True)
-    assert alive == [False, False, True, True]
+    _, cache = model(latents, timestep, text, mask, return_kv=True)
+    assert alive == [False] * 4
+    for kept in (one for pair in cache.values() for one in pair):
+        assert kept.untyped_storage().nbytes() == kept.nbytes

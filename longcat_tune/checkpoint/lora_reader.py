@@ -70,6 +70,22 @@ class OpenLora:
     alpha_of: Callable[[str, int], float | None]
     unscaled: set[str] = field(default_factory=set)
 
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all matrices as `update` gives them, by the file's head alone.
+
+        At most so many: padding goes, and shares may turn out to have one down matrix in common.
+        """
+        total = 0
+        for shares in self.shares.values():
+            given = [keys for keys in shares if keys is not None]
+            downs = [shape for keys in given for shape in self._shapes(keys, "lora_A", "lora_down")]
+            ups = [shape for keys in given for shape in self._shapes(keys, "lora_B", "lora_up")]
+            inputs = max((shape[1] for shape in downs), default=0)
+            outputs = sum(shape[0] for shape in ups) * len(shares) // len(given)
+            total += sum(shape[0] for shape in downs) * (inputs + outputs)
+        return total
+
     def update(self, module: str) -> LoraUpdate:
         """Read one layer.
 
@@ -126,6 +142,12 @@ class OpenLora:
         if len(ups) == 1:
             return LoraUpdate(downs[0], ups[0], scale.item())
         return LoraUpdate(torch.cat(downs), torch.block_diag(*ups), scale.item())
+
+    def _shapes(self, keys: Keys, *roles: str) -> list[list[int]]:
+        """Of the matrices in these roles; what else has such a name is refused when it is read."""
+        named = (key for part, key in keys.items() if part.startswith(roles))
+        shapes = (self.handle.get_slice(key).get_shape() for key in named)
+        return [shape for shape in shapes if len(shape) == 2]
 
     def _required(self, module: str, keys: Keys, *names: str) -> list[Tensor]:
         missing = [name for name in names if name not in keys]

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from longcat_tune.checkpoint.key_maps import lora_name
 from longcat_tune.checkpoint.lora_file import LORA_FILES, LoraWeights, read_lora, write_lora
+from longcat_tune.checkpoint.lora_reader import open_lora
 from longcat_tune.errors import CheckpointError, UserError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.lora_targets import linear_layers
@@ -198,6 +199,14 @@ def test_official_chunks_become_one_exact_update(tmp_path: Path, chunks: int) ->
         lora.alphas[NAMES[0]] / a.shape[0] * b @ a, scale * expected, atol=1e-6, rtol=1e-6
     )
     assert lora.alphas.keys() == {NAMES[0]}
+
+
+@pytest.mark.parametrize("kind", ["peft", "official", "split"])
+def test_the_head_of_a_file_tells_how_many_parameters_it_gives(tmp_path: Path, kind: str) -> None:
+    tensors = {"peft": matrices, "official": lambda: official(3), "split": lambda: split(shared=False)}[kind]
+    path = saved(tmp_path / "lora.safetensors", tensors())
+    with open_lora(path) as file:
+        assert file.num_parameters == sum(weight.numel() for weight in read_lora(path).weights.values())
 
 
 def without(tensors: dict[str, Tensor], ending: str) -> dict[str, Tensor]:

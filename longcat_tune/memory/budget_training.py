@@ -89,6 +89,8 @@ class BatchSize:
         tokens: video tokens of one clip.
         latents: values of one clip's latents.
         text_tokens: of one caption, padding included.
+        given_tokens: those of `tokens` that are a condition and see only each other.
+        cached_tokens: condition tokens beside `tokens`, of which every block has keys and values in a cache.
     """
 
     name: str
@@ -96,6 +98,8 @@ class BatchSize:
     tokens: int
     latents: int
     text_tokens: int = 512
+    given_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Training:
         imports_bytes: of host memory that Python and its libraries take.
         writes_scores: whether attention is written out instead of fused.
         attended_share: of all pairs of video tokens; 1 is dense.
+        resting_bytes: of LoRAs that work in renders only, and else wait in host memory.
     """
 
     shape: ModelShape
@@ -121,6 +126,7 @@ class Training:
     imports_bytes: int
     writes_scores: bool = False
     attended_share: float = 1.0
+    resting_bytes: int = 0
 
 
 def training_budget(training: Training) -> Budget:
@@ -192,8 +198,14 @@ def lasting_terms(training: Training) -> tuple[Term, ...]:
             "host",
             f"{WAITING_BATCHES} x latents and text in bf16",
         ),
+        resting_term(training),
         *base_terms(training.imports_bytes),
     )
+
+
+def resting_term(training: Training) -> Term:
+    """LoRAs that work in renders only, between these."""
+    return Term("LoRAs of renders", training.resting_bytes, "host", "at rest, as they work")
 
 
 def base_terms(imports_bytes: int) -> tuple[Term, ...]:
@@ -315,7 +327,7 @@ def saved_terms(training: Training) -> tuple[Term, ...]:
         Term("cross-attention", cross * one, "device", f"{cross} x N C: q before and after its norm{held}"),
         Term("feed-forward's inputs", (1 + inputs) * one, "device", f"{1 + inputs} x N C"),
         Term("feed-forward", 2 * wide if whole else 0, "device", "2 x N F: gate and value"),
-        *_score_terms(training, 2),
+        *score_terms(training, 2),
     )
 
 
@@ -329,16 +341,18 @@ def passing_terms(training: Training) -> tuple[Term, ...]:
         Term("feed-forward's gradients", number * wide, "device", f"{number} x {at_once:,} tokens x F"),
         Term("gradients of hidden states", hidden * one, "device", f"{hidden} x N C"),
         Term("pieces at work", PIECES * piece_bytes(training), "device", f"{PIECES} x 33.5 M values in bf16"),
-        *_score_terms(training, 2),
+        *score_terms(training, 2),
     )
 
 
-def _score_terms(training: Training, copies: int) -> tuple[Term, ...]:
-    """Attention that is written out holds the scores of all heads."""
+def score_terms(training: Training, copies: int) -> tuple[Term, ...]:
+    """Attention that is written out holds the scores of all heads, of cached keys, too."""
     if not training.writes_scores:
         return ()
-    scores = FLOAT32 * training.batch.clips * training.shape.num_heads * training.batch.tokens**2
-    return (Term("attention scores", copies * scores, "device", f"{copies} x heads N N in float32"),)
+    batch = training.batch
+    pairs = batch.clips * batch.tokens * (batch.tokens + batch.cached_tokens)
+    scores = FLOAT32 * training.shape.num_heads * pairs
+    return (Term("attention scores", copies * scores, "device", f"{copies} x heads N keys in float32"),)
 
 
 def wide_bytes(training: Training) -> tuple[int, int]:

@@ -15,17 +15,25 @@ from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import DeviceError
 from longcat_tune.memory.budget import SPARE, Budget, Shortage, Where, gib, shortages
-from longcat_tune.memory.budget_parts import (
-    Picture,
-    encode_budget,
+from longcat_tune.memory.budget_parts import encode_budget, text_budget
+from longcat_tune.memory.budget_renders import (
+    NO_LORA,
     evaluation_budget,
+    refinement_budget,
     render_budget,
-    text_budget,
 )
 from longcat_tune.memory.budget_time import StepCost, step_cost
-from longcat_tune.memory.budget_training import BatchSize, Placement, Training, training_budget
+from longcat_tune.memory.budget_training import Placement, Training, training_budget
 from longcat_tune.model.block_sparse.plan import MIN_PIXELS
 from longcat_tune.runs.machine import Machine
+from longcat_tune.runs.memory_renders import (
+    batch_of,
+    largest_renders,
+    picture_of,
+    refined_bucket,
+    refinement_of,
+    render_of,
+)
 from longcat_tune.runs.memory_sizes import RunSizes, placement_of
 from longcat_tune.types import Bucket
 
@@ -46,13 +54,16 @@ class Part:
         name: shown.
         budget: what it needs.
         cost: of a step, for training.
-        certain: whether the run does it in any case; it encodes only what its caches lack.
+        certain: whether the run does it in any case; it encodes only what its caches lack, and renders that
+            cannot be refined stay as they are.
+        wanted: whether a plan that may choose makes room for it, though the run goes on without.
     """
 
     name: str
     budget: Budget
     cost: StepCost | None = None
     certain: bool = True
+    wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,11 @@ def plan_memory(config: RunConfig, sizes: RunSizes, machine: Machine) -> MemoryP
     """
     placement = placement_of(config, sizes.shape.depth)
     if config.memory.memory_plan == "auto":
-        placement = _fitting(config, sizes, machine, placement) or _least(placement, sizes.shape.depth)
+        placement = (
+            _fitting(config, sizes, machine, placement, also_wanted=True)
+            or _fitting(config, sizes, machine, placement)
+            or _least(placement, sizes.shape.depth)
+        )
         config = applied(config, placement)
     parts = tuple(_parts(config.model, sizes, machine, placement))
     return MemoryPlan(config, machine, placement, parts, sizes.released)
@@ -199,8 +214,9 @@ def _sentence(shortage: Shortage) -> str:
     )
 
 
-def _shortages(parts: Iterable[Part], machine: Machine) -> tuple[Shortage, ...]:
-    return shortages([part.budget for part in parts if part.certain], machine.capacity)
+def _shortages(parts: Iterable[Part], machine: Machine, *, also_wanted: bool = False) -> tuple[Shortage, ...]:
+    decisive = (part for part in parts if part.certain or (also_wanted and part.wanted))
+    return shortages([part.budget for part in decisive], machine.capacity)
 
 
 def _smaller_work(shortage: Shortage) -> str:
@@ -208,7 +224,11 @@ def _smaller_work(shortage: Shortage) -> str:
     name = shortage.moment.name
     if "captions" in name or "text encoder" in name:
         return "set text_encoder_1_precision to int8-quanto, or fill the caches on another machine"
-    if name.startswith(("denoising", "decoding")):
+    if name.startswith("refining"):
+        return "set validation_refinement_lora to null, or the videos may stay as they were rendered"
+    if name.startswith("attaching"):
+        return "set validation_lora and validation_refinement_lora to null"
+    if name.startswith(("denoising", "filling the cache", "decoding")):
         return "lower validation_resolution or validation_num_video_frames"
     if name.startswith("encoding clips"):
         return "lower the resolution of the datasets"
@@ -230,14 +250,16 @@ def _changes(now: Placement, found: Placement) -> list[str]:
     return changes
 
 
-def _fitting(config: RunConfig, sizes: RunSizes, machine: Machine, least: Placement) -> Placement | None:
+def _fitting(
+    config: RunConfig, sizes: RunSizes, machine: Machine, least: Placement, *, also_wanted: bool = False
+) -> Placement | None:
     """The placement that fits with the fewest streamed blocks, then boundaries, then chunks; or none."""
     # The largest bucket decides, and there may be dozens.
     decisive = replace(sizes, trained=tuple(_largest(sizes.trained)))
 
     def lacking(placement: Placement) -> set[Where]:
         parts = _parts(config.model, decisive, machine, placement)
-        return {shortage.where for shortage in _shortages(parts, machine)}
+        return {shortage.where for shortage in _shortages(parts, machine, also_wanted=also_wanted)}
 
     counts = range(least.streamed_blocks, sizes.shape.depth + 1)
     for level in _levels(least):
@@ -277,12 +299,14 @@ def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Pl
             model.base_model_precision,
             placement,
             sizes.adapter,
-            _batch(bucket, sizes, clips=clips),
+            batch_of(bucket, sizes.shape, clips=clips),
             machine.imports_bytes,
             writes_scores=model.attention_implementation == "math",
             attended_share=_attended_share(model, bucket, sizes, machine),
+            resting_bytes=sum(lora.num_bytes for lora in (sizes.render_lora, refinement_lora)),
         )
 
+    refinement_lora = sizes.refinement_lora or NO_LORA
     for bucket in sizes.trained:
         step = training(bucket, clips=sizes.batch_size)
         cost = step_cost(step, micro_batches=sizes.micro_batches)
@@ -290,14 +314,23 @@ def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Pl
     trains = [training(bucket, clips=sizes.batch_size) for bucket in _largest(sizes.trained)]
     for bucket in _largest(sizes.held_out):
         for largest in trains:
-            yield Part(f"evaluation {bucket.name}", evaluation_budget(largest, _batch(bucket, sizes)))
-    for bucket in _largest(sizes.rendered):
-        beside = trains[0] if trains else training(bucket, clips=1)
-        picture = _picture(bucket)
-        budget = render_budget(beside, _batch(bucket, sizes), picture, sizes.vae, in_training=bool(trains))
-        yield Part(f"render {bucket.name}", budget)
+            yield Part(f"evaluation {bucket.name}", evaluation_budget(largest, batch_of(bucket, sizes.shape)))
+
+    def beside(bucket: Bucket) -> Training:
+        own = training(bucket, clips=1)
+        return replace(own, batch=trains[0].batch) if trains else own
+
+    for size in largest_renders(sizes.rendered):
+        render = render_of(size, sizes.shape, sizes.render_lora)
+        budget = render_budget(beside(size.bucket), render, sizes.vae, in_training=bool(trains))
+        yield Part(f"render {render.picture.name}", budget)
+        if sizes.refinement_lora is not None:
+            refined = refinement_of(size, sizes.shape, refinement_lora)
+            large = refined_bucket(size)
+            budget = refinement_budget(beside(large), refined, sizes.vae, in_training=bool(trains))
+            yield Part(f"refinement {large.name}", budget, certain=False, wanted=not trains)
     for bucket in _largest(sizes.encoded):
-        budget = encode_budget(sizes.vae, _picture(bucket), imports_bytes=machine.imports_bytes)
+        budget = encode_budget(sizes.vae, picture_of(bucket), imports_bytes=machine.imports_bytes)
         yield Part(f"encoding clips {bucket.name}", budget, certain=False)
     captions = text_budget(sizes.text_encoder, imports_bytes=machine.imports_bytes)
     yield Part("encoding captions", captions, certain=False)
@@ -317,17 +350,3 @@ def _largest(buckets: Iterable[Bucket]) -> Sequence[Bucket]:
     """The one of most tokens, if there is any."""
     chosen = max(buckets, key=lambda bucket: bucket.num_tokens, default=None)
     return () if chosen is None else (chosen,)
-
-
-def _batch(bucket: Bucket, sizes: RunSizes, *, clips: int = 1) -> BatchSize:
-    frames, rows, columns = bucket.latent_shape
-    return BatchSize(
-        bucket.name,
-        clips,
-        sizes.shape.tokens(bucket.latent_shape),
-        sizes.shape.in_channels * frames * rows * columns,
-    )
-
-
-def _picture(bucket: Bucket) -> Picture:
-    return Picture(bucket.name, bucket.width, bucket.height, bucket.num_frames)

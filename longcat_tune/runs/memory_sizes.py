@@ -11,6 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from longcat_tune.checkpoint.lora_file import lora_file
+from longcat_tune.checkpoint.lora_reader import open_lora
 from longcat_tune.config.model import ModelSection
 from longcat_tune.config.run import RunConfig
 from longcat_tune.config.training import TrainingSection
@@ -22,13 +24,16 @@ from longcat_tune.memory.budget_parts import (
     TextEncoderSize,
     VaeSize,
 )
+from longcat_tune.memory.budget_renders import NO_LORA, LentLora
 from longcat_tune.memory.budget_shape import BF16, FLOAT32, ModelShape
 from longcat_tune.memory.budget_training import AdapterSize, Placement
 from longcat_tune.model.block_sparse.settings import BlockSparseSettings, read_block_sparse_settings
 from longcat_tune.model.weights import read_transformer_config
 from longcat_tune.runs.adapter import AdapterPlan
-from longcat_tune.runs.build import CheckpointFolders
+from longcat_tune.runs.build import CheckpointFolders, uses_autocast
 from longcat_tune.runs.launch import asks_to_share
+from longcat_tune.runs.memory_renders import RenderSize
+from longcat_tune.runs.paths import existing_path
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.steps import launched_processes
 from longcat_tune.sampling.requests import RenderRequest
@@ -60,12 +65,14 @@ class RunSizes:
         micro_batches: of an optimizer step, in one process.
         trained: buckets that are trained on.
         held_out: buckets that the loss is measured on.
-        rendered: sizes of the renders.
+        rendered: kinds of renders.
         encoded: sizes that the VAE encodes.
         vae: its size.
         text_encoder: its size.
         released: whether the released model's sizes stand for a checkpoint that is not here yet.
         sparse_share: of the pairs of video tokens that block-sparse attention keeps.
+        render_lora: what works while renders are denoised.
+        refinement_lora: what refines them; None: they stay as they are.
     """
 
     shape: ModelShape
@@ -74,12 +81,14 @@ class RunSizes:
     micro_batches: int
     trained: tuple[Bucket, ...]
     held_out: tuple[Bucket, ...]
-    rendered: tuple[Bucket, ...]
+    rendered: tuple[RenderSize, ...]
     encoded: tuple[Bucket, ...]
     vae: VaeSize
     text_encoder: TextEncoderSize
     released: bool
     sparse_share: float = 1 / 16
+    render_lora: LentLora = NO_LORA
+    refinement_lora: LentLora | None = None
 
 
 def run_sizes(
@@ -88,6 +97,8 @@ def run_sizes(
     requests: Sequence[RenderRequest],
     checkpoint: CheckpointFolders | None,
     adapter: AdapterPlan | None,
+    *,
+    config_dir: Path,
 ) -> RunSizes:
     """Collect the sizes of a run.
 
@@ -97,16 +108,24 @@ def run_sizes(
         requests: what it renders.
         checkpoint: where the weights are; None: not here yet, then the released model's sizes are taken.
         adapter: what it trains; None: nothing.
+        config_dir: where relative paths of the config start.
 
     Raises:
-        CheckpointError: a component's config or weights cannot be read.
+        ConfigError: a LoRA of the renders is not there.
+        CheckpointError: a component's config or weights, or such a LoRA, cannot be read.
     """
     shape = (
         ModelShape() if checkpoint is None else ModelShape.of(read_transformer_config(checkpoint.transformer))
     )
     trained = sorted({bucket for dataset in plan.training for bucket in dataset.bucket_uses})
     held_out = sorted({bucket for dataset in plan.held_out for bucket in dataset.bucket_uses})
-    rendered = sorted({request.size for request in requests})
+    rendered = sorted({RenderSize.of(request) for request in requests})
+    flat = config.flat()
+    lent = {
+        key: _lent_lora(existing_path(Path(flat[key]), key=key, config_dir=config_dir), config.model)
+        for key in ("validation_lora", "validation_refinement_lora")
+        if flat[key] is not None
+    }
     return RunSizes(
         shape=shape,
         adapter=adapter_size(shape, adapter, config.training),
@@ -120,6 +139,8 @@ def run_sizes(
         text_encoder=_text_encoder_size(config.model, checkpoint),
         released=checkpoint is None,
         sparse_share=_sparse_share(checkpoint),
+        render_lora=lent.get("validation_lora", NO_LORA),
+        refinement_lora=lent.get("validation_refinement_lora"),
     )
 
 
@@ -167,6 +188,13 @@ def adapter_size(shape: ModelShape, plan: AdapterPlan | None, training: Training
         state_bytes=STATE_BYTES[training.optimizer],
         averaged=training.use_ema,
     )
+
+
+def _lent_lora(path: Path, model: ModelSection) -> LentLora:
+    """The size of a LoRA that works in renders only, by the head of its file."""
+    with open_lora(lora_file(path)) as file:
+        in_ffn = any(".ffn." in name for name in file.shares)
+        return LentLora(file.num_parameters, BF16 if uses_autocast(model) else FLOAT32, in_ffn)
 
 
 def _sparse_share(checkpoint: CheckpointFolders | None) -> float:

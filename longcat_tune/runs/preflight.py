@@ -133,7 +133,7 @@ def preflight(
     if trains and not errors and any(dataset.plan.clips for dataset in plan.training):
         with collected(errors):
             trained = adapter or _released_adapter(config.lora, config_dir=config_dir)
-            sizes = run_sizes(config, plan, requests, checkpoint, trained)
+            sizes = run_sizes(config, plan, requests, checkpoint, trained, config_dir=config_dir)
             memory = plan_memory(config, sizes, machine or this_machine())
             require_fit(memory, sizes)
     return Preflight(plan, requests, checkpoint, resume_from, adapter, memory, tuple(errors))

@@ -134,7 +134,7 @@ def validate(
         logger.info("%s", line)
     device = pick_device()
     checkpoint = find_checkpoint(config.model)
-    config = _placed(config, plan, requests, checkpoint, adapters)
+    config = _placed(config, plan, requests, checkpoint, adapters, config_dir=config_dir)
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
     model = build_base(config, checkpoint.transformer, device=device, trains=False).model
     for number, adapter in enumerate(adapters, start=1):
@@ -156,9 +156,11 @@ def _placed(
     requests: Sequence[RenderRequest],
     checkpoint: CheckpointFolders,
     adapters: Sequence[_Adapter],
+    *,
+    config_dir: Path,
 ) -> RunConfig:
     """The config with the memory plan's choice, if it asks for one; what does not fit is refused."""
-    sizes = run_sizes(config, plan, requests, checkpoint, None)
+    sizes = run_sizes(config, plan, requests, checkpoint, None, config_dir=config_dir)
     parameters = sum(weight.numel() for adapter in adapters for weight in adapter.lora.weights.values())
     loaded = replace(sizes.adapter, parameters=parameters)
     return resolve(config, replace(sizes, adapter=loaded), this_machine())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longcat_tune.memory.budget import Budget
-from longcat_tune.memory.budget_parts import forward_terms
+from longcat_tune.memory.budget_renders import forward_terms
 from longcat_tune.memory.budget_shape import ModelShape
 from longcat_tune.memory.budget_training import (
     WORKSPACE,

@@ -17,6 +17,7 @@ from longcat_tune.memory.budget_time import CARDS
 from longcat_tune.memory.budget_training import CONTEXT, AdapterSize
 from longcat_tune.runs.machine import Machine, OtherMachine, parse_size, planned_machine
 from longcat_tune.runs.memory_plan import MemoryPlan, plan_memory, require_fit, resolve
+from longcat_tune.runs.memory_renders import RenderSize
 from longcat_tune.runs.memory_sizes import RunSizes, placement_of
 from longcat_tune.types import Bucket
 
@@ -29,7 +30,7 @@ SIZES = RunSizes(
     micro_batches=1,
     trained=(BUCKET, Bucket(320, 320, 1)),
     held_out=(),
-    rendered=(BUCKET,),
+    rendered=(RenderSize(BUCKET, BUCKET.num_frames),),
     encoded=(BUCKET,),
     vae=VaeSize(RELEASED_VAE_PARAMETERS, base_width=96, element_bytes=2),
     text_encoder=RELEASED_TEXT_ENCODER,
@@ -138,7 +139,9 @@ def test_what_nothing_makes_fit_says_what_to_lower() -> None:
             DeviceError, match=r"; [67]\.\d GiB are needed wherever .* lower train_batch_size"
         ):
             resolve(asked, SIZES, machine(3))
-    large = replace(SIZES, trained=(Bucket(256, 256, 1),), rendered=(Bucket(1920, 1088, 189),))
+    large = replace(
+        SIZES, trained=(Bucket(256, 256, 1),), rendered=(RenderSize(Bucket(1920, 1088, 189), 189),)
+    )
     with pytest.raises(DeviceError, match="lower validation_resolution or validation_num_video_frames"):
         resolve(config(), large, machine(12))
 

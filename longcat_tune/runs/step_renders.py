@@ -19,6 +19,7 @@ from longcat_tune.runs.gallery import AVERAGED, PAGE_NAME, write_gallery
 from longcat_tune.runs.parts import RunParts
 from longcat_tune.runs.render import Renderer, weights_identity
 from longcat_tune.runs.render_watch import RenderWatch
+from longcat_tune.training.interfaces import Abandoning
 from longcat_tune.training.metrics import EventLog
 
 logger = logging.getLogger(__name__)
@@ -56,15 +57,24 @@ class StepRenders:
         with watch.attempt("probe"):
             self.renderer.probe(self.requests, watch=watch)
 
-    def validate(self, step: int) -> None:
-        """Render all requests with the adapter as it is, with its average, or with both."""
+    def validate(self, step: int, abandoning: Abandoning) -> None:
+        """Render all requests with the adapter as it is, with its average, or with both.
+
+        Args:
+            step: finished ones.
+            abandoning: entered where a signal may break it off.
+
+        Raises:
+            KeyboardInterrupt: one did.
+        """
         output_dir, watch = self.config.output.output_dir, self._watch(step)
         root = output_dir / FOLDER
         folder = root / f"step_{step:06d}"
         shown: list[Path] = []
         numbers: dict[str, dict[str, float]] = {}
         for place, weights in self._rendered_weights(folder):
-            with watch.attempt(place.relative_to(root).as_posix()), weights:
+            # Broken off inside only: half of the average put in place, or taken back, would be saved.
+            with watch.attempt(place.relative_to(root).as_posix()), weights, abandoning():
                 identity = weights_identity(self.base, lora_state(self.parts.model))
                 record = self.renderer.render(self.requests, folder=place, weights=identity, watch=watch)
                 shown += record.paths(place)
@@ -81,7 +91,7 @@ class StepRenders:
         if ema is None or choice == "none":
             return [(folder, nullcontext())]
         if choice == "ema_only":
-            return [(folder, ema.swapped_in())]
+            return [(folder / AVERAGED, ema.swapped_in())]
         return [(folder, nullcontext()), (folder / AVERAGED, ema.swapped_in())]
 
     def _watch(self, step: int) -> RenderWatch:

@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 from longcat_tune.training.metrics import EventName, StepMetrics
 from longcat_tune.types import Batch, BestEvaluation
 
+Abandoning = Callable[[], AbstractContextManager[None]]
+"""Makes a block that a signal may break off."""
+
 
 class StepGroup(Protocol):
     """The micro batches of one optimizer step."""
@@ -109,13 +112,13 @@ class LoopHooks:
 
     Attributes:
         save: writes a checkpoint.
-        validate: renders at a step; 0 is the untouched base model. A signal breaks it off with
-            KeyboardInterrupt.
+        validate: renders at a step; 0 is what the run starts from. Within what it is given to enter, a
+            signal breaks it off with KeyboardInterrupt, which it lets pass.
         on_step: shows and logs one step.
         on_event: logs what else happens, as EventLog.write: `step_skipped`, `sigma_bands` and `evaluation`.
     """
 
     save: Callable[[LoopState], None]
-    validate: Callable[[int], None]
+    validate: Callable[[int, Abandoning], None]
     on_step: Callable[[StepMetrics], None]
     on_event: Callable[[EventName, Mapping[str, Any]], None] = _unheard

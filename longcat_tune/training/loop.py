@@ -209,9 +209,9 @@ class _Run:
             return
         self.validated_step = self.state.step
         try:
-            # Broken off inside only: switching the weights back must not be.
-            with self.weights.shipped(), self.stop.abandoning():
-                self.hooks.validate(self.state.step)
+            # The hook says what may be broken off: switching weights back must not be.
+            with self.weights.shipped():
+                self.hooks.validate(self.state.step, self.stop.abandoning)
         except KeyboardInterrupt:
             logger.info("the render at step %d was broken off", self.state.step)
         except UserError:

@@ -39,9 +39,15 @@ class StopRequest:
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Let the first signal break off the block with KeyboardInterrupt: a render may be dropped."""
+        """Let the first signal break off the block with KeyboardInterrupt: a render may be dropped.
+
+        Raises:
+            KeyboardInterrupt: it came before the block.
+        """
         self._abandonable = True
         try:
+            if self.requested:
+                raise KeyboardInterrupt
             yield
         finally:
             self._abandonable = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.flow.weighting import weighting
 from longcat_tune.training.ema import Ema
-from longcat_tune.training.interfaces import LoopState
+from longcat_tune.training.interfaces import Abandoning, LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.step import draw, noise_generator, seed_dropout, to_device, training_step
 from tests.training.toys import (
@@ -114,7 +114,7 @@ def test_groups_that_end_end_the_run() -> None:
 
 def test_a_render_in_between_changes_nothing() -> None:
     class Rendering(Recorder):
-        def validate(self, step: int) -> None:
+        def validate(self, step: int, _abandoning: Abandoning) -> None:
             model.eval()
             torch.manual_seed(step)
             torch.randn(10)
@@ -169,7 +169,7 @@ def test_what_is_saved_and_rendered_is_what_the_weights_say() -> None:
         def save(self, state: LoopState) -> None:
             entered.append(f"save {state.step}")
 
-        def validate(self, step: int) -> None:
+        def validate(self, step: int, _abandoning: Abandoning) -> None:
             entered.append(f"render {step}")
 
     made = replace(parts(), weights=Switching(entered))

@@ -137,7 +137,7 @@ class Run:
             max_grad_norm=0.5,
             validate_every=validate_every,
         )
-        hooks = LoopHooks(save=self.save, validate=lambda step: None, on_step=self.on_step)
+        hooks = LoopHooks(save=self.save, validate=lambda step, abandoning: None, on_step=self.on_step)
         first = start.cursor[1] if start.cursor else 0
         run_loop(parts, groups(first), settings=settings, hooks=hooks, start=start)
         return lora_state(self.model)

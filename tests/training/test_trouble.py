@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longcat_tune.errors import DataError, DeviceError, InterruptedRunError
-from longcat_tune.training.interfaces import LoopHooks, LoopState
+from longcat_tune.training.interfaces import Abandoning, LoopHooks, LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.step import draw, noise_generator, seed_dropout, to_device, training_step
 from longcat_tune.training.update import try_largest
@@ -106,9 +106,10 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
 def test_ctrl_c_breaks_off_a_render_and_saves() -> None:
     seen = recorder()
 
-    def validate(step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the render went on")
+    def validate(step: int, abandoning: Abandoning) -> None:
+        with abandoning():
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the render went on")
 
     with pytest.raises(InterruptedRunError, match="stopped after step 2"):
         run_loop(
@@ -129,7 +130,7 @@ def test_a_signal_in_the_last_step_changes_nothing() -> None:
 def test_a_failed_render_costs_no_steps() -> None:
     seen = recorder()
 
-    def validate(step: int) -> None:
+    def validate(step: int, _abandoning: Abandoning) -> None:
         raise DeviceError("no memory for the render")
 
     with pytest.raises(DeviceError, match="no memory for the render"):
@@ -261,8 +262,10 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_ctrl_c_in_the_first_render_claims_no_saved_step() -> None:
     seen = recorder()
 
-    def validate(step: int) -> None:
+    def validate(step: int, abandoning: Abandoning) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        with abandoning():
+            pytest.fail("it was begun all the same")
 
     hooks = replace(seen.hooks(), validate=validate)
     with pytest.raises(InterruptedRunError, match="stopped before the first step; the same command"):

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.training.evaluation import HeldOut, HeldOutClip, eval_sigmas
-from longcat_tune.training.interfaces import LoopHooks, LoopSettings, LoopState
+from longcat_tune.training.interfaces import Abandoning, LoopHooks, LoopSettings, LoopState
 from longcat_tune.training.loop import run_loop
 from longcat_tune.training.metrics import StepMetrics
 from longcat_tune.training.optimizers import OptimizerSettings, build_optimizer
@@ -116,7 +116,7 @@ class Recorder:
         self.calls.append(("save", state.step))
         self.states.append(state)
 
-    def validate(self, step: int) -> None:
+    def validate(self, step: int, _abandoning: Abandoning) -> None:
         self.calls.append(("validate", step))
 
     @property

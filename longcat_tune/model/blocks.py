@@ -48,7 +48,8 @@ class PatchEmbed(nn.Module):
         missing = [-size % patch for size, patch in zip(sizes, self.patch_size, strict=True)]
         padded = F.pad(latents_BCTHW, (0, missing[2], 0, missing[1], 0, missing[0]))
         patches_BCTHW: Tensor = self.proj(padded)
-        return patches_BCTHW.flatten(2).transpose(1, 2)
+        # Laid out by token here, once, or every residual after it would keep the channels apart.
+        return patches_BCTHW.flatten(2).transpose(1, 2).contiguous()
 
 
 class TimestepEmbedder(nn.Module):

@@ -209,12 +209,24 @@ class _GatedSum(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             update_grad = _gated(ctx.runner, grad_BNC, gate_BTC.detach(), frame_N)
         if update_BNC is not None:
-            products_BNC = grad_BNC.float() * update_BNC
-            if frame_N is None:
-                gate_grad = products_BNC.unflatten(1, (gate_BTC.shape[1], -1)).sum(2)
-            else:
-                gate_grad = torch.zeros_like(gate_BTC).index_add_(1, frame_N, products_BNC)
+            gate_grad = _gate_gradient(grad_BNC, update_BNC, frame_N, frames=gate_BTC.shape[1])
         return None, grad_BNC, gate_grad, update_grad, None
+
+
+def _gate_gradient(grad_BNC: Tensor, update_BNC: Tensor, frame_N: Tensor | None, *, frames: int) -> Tensor:
+    """Sums over the tokens of every frame, float32 [B, T, C]; frame by frame, always in the same order."""
+    if frame_N is None:
+        pairs = zip(
+            grad_BNC.unflatten(1, (frames, -1)).unbind(1),
+            update_BNC.unflatten(1, (frames, -1)).unbind(1),
+            strict=True,
+        )
+        return torch.stack([(grad_BSC.float() * update_BSC).sum(1) for grad_BSC, update_BSC in pairs], 1)
+    sums_BC = []
+    for tokens_S in frame_N.argsort(stable=True).unflatten(0, (frames, -1)):
+        grad_BSC, update_BSC = grad_BNC.index_select(1, tokens_S), update_BNC.index_select(1, tokens_S)
+        sums_BC.append((grad_BSC.float() * update_BSC).sum(1))
+    return torch.stack(sums_BC, 1)
 
 
 def _gated(runner: Runner, grad_BNC: Tensor, gate_BTC: Tensor, frame_N: Tensor | None) -> Tensor:

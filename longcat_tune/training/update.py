@@ -189,6 +189,8 @@ def _share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettin
         (objective / len(group.batches)).backward()
         outputs.append(StepOutput(output.loss_B.detach(), output.sigma_B))
         objectives.append(objective.detach())
+        # Or they would keep this graph while the next one is made.
+        del output, objective
     # Read together, so that the device is waited for once.
     losses = torch.cat([output.loss_B for output in outputs]).tolist()
     sigmas = torch.cat([output.sigma_B for output in outputs]).tolist()

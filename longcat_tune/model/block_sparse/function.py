@@ -12,12 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longcat_tune.model.block_sparse.lists import BlockLists, columns
-from longcat_tune.model.block_sparse.partition import Partition
+from longcat_tune.model.block_sparse.partition import MIN_TILE, Partition
 from longcat_tune.model.block_sparse.reference import masked_attention
 from longcat_tune.model.block_sparse.selection import SelectionRule, select_lists, select_mask
-
-MIN_KERNEL_TOKENS = 16
-"""Shorter sequences fill no tile."""
 
 
 def attend_in_blocks(
@@ -67,7 +64,7 @@ def _autocast(*heads: Tensor) -> tuple[Tensor, ...]:
 
 
 def _has_kernels(tensor: Tensor, queries: Partition, keys: Partition) -> bool:
-    return tensor.is_cuda and min(queries.num_tokens, keys.num_tokens) >= MIN_KERNEL_TOKENS
+    return tensor.is_cuda and min(queries.num_tokens, keys.num_tokens) >= MIN_TILE
 
 
 def attend_by_kernel(
@@ -109,8 +106,9 @@ class _KernelAttention(torch.autograd.Function):
 
         heads = _with_rows(q_BANd), _with_rows(k_BAMd), _with_rows(v_BAMd)
         out_BANd, lse_BAN = attend(*heads, lists, queries, keys)
-        ctx.save_for_backward(*heads, out_BANd, lse_BAN)
-        ctx.lists, ctx.cuts = lists, (queries, keys)
+        # The lists, too: what is not saved this way stays alive beside what is recomputed.
+        ctx.save_for_backward(*heads, out_BANd, lse_BAN, lists.pointers, lists.spans_E)
+        ctx.head_ends, ctx.cuts = lists.head_ends, (queries, keys)
         return out_BANd
 
     @staticmethod
@@ -118,11 +116,12 @@ class _KernelAttention(torch.autograd.Function):
     def backward(ctx: Any, dout_BANd: Tensor) -> tuple[Tensor | None, ...]:
         from longcat_tune.model.block_sparse.launches import dk_and_dv, dq_and_delta
 
-        *heads, out_BANd, lse_BAN = ctx.saved_tensors
+        *heads, out_BANd, lse_BAN, pointers, spans_E = ctx.saved_tensors
+        lists = BlockLists(pointers, spans_E, ctx.head_ends)
         dout_BANd = _with_rows(dout_BANd)
-        dq_BANd, delta_BAN = dq_and_delta(heads, out_BANd, dout_BANd, lse_BAN, ctx.lists, ctx.cuts)
+        dq_BANd, delta_BAN = dq_and_delta(heads, out_BANd, dout_BANd, lse_BAN, lists, ctx.cuts)
         grads = torch.empty_like(heads[1]), torch.empty_like(heads[2])
-        for group in columns(ctx.lists, *ctx.cuts):
+        for group in columns(lists, *ctx.cuts):
             dk_and_dv(heads, grads, dout_BANd, lse_BAN, delta_BAN, group, ctx.cuts)
         return dq_BANd, *grads, None, None, None
 

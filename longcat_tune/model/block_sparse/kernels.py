@@ -1,8 +1,8 @@
 """Triton kernels of block-sparse attention: forward, dQ, and dK/dV; pointer loads, no atomics.
 
 They know tiles, strides and lists of spans; nothing of grids, selection or autograd. A span packs where a
-block's tokens lie into one integer (`spans.py`), so that one load is enough to address a tile: every further
-dependent load would lengthen the pipeline's critical path.
+block's tokens lie into one integer (`partition.py`), so that one load is enough to address a tile: every
+further dependent load would lengthen the pipeline's critical path.
 
 Scores, softmax and accumulators are float32; P and dS are rounded to the input's dtype before their product,
 as a fused dense kernel does. Log-sum-exp is kept in base 2. Runs on Triton 3.6 to 3.9 and in its interpreter.

@@ -15,11 +15,9 @@ from torch import Tensor
 from longcat_tune.model.block_sparse import kernels, selection_kernels
 from longcat_tune.model.block_sparse.launch_table import HOPPER, KernelName, launch_of
 from longcat_tune.model.block_sparse.lists import BlockLists, Columns
-from longcat_tune.model.block_sparse.partition import SPAN_BASE, Partition
+from longcat_tune.model.block_sparse.partition import MIN_TILE, SPAN_BASE, Partition
 
 LOG2_E = math.log2(math.e)
-MIN_TILE = 16
-"""Rows that a matrix instruction takes at least; shorter sequences go to the reference."""
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 

@@ -15,6 +15,9 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 """Frames, rows, columns."""
 
+MIN_TILE = 16
+"""Rows that a matrix instruction takes at least; shorter sequences go to the reference."""
+
 SPAN_BASE = 1024
 """A span is start * SPAN_BASE + length, int32: blocks below 1024 tokens, sequences below 2 million."""
 

@@ -93,11 +93,11 @@ def select_mask(
 
 def _means(x_BANd: Tensor, cut: Partition) -> Tensor:
     """The mean token of every block, float32 [B * A, K, d]."""
-    x_HNd = x_BANd.flatten(0, 1)
     if x_BANd.is_cuda:
         from longcat_tune.model.block_sparse.launches import block_means
 
         return block_means(x_BANd, cut)
+    x_HNd = x_BANd.flatten(0, 1)
     if not cut.partial:
         means_HKd: Tensor = x_HNd.unflatten(1, (cut.num_blocks, -1)).mean(2, dtype=torch.float32)
         return means_HKd

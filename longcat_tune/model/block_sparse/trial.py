@@ -60,6 +60,9 @@ def kernel_fault(
                 )
                 for cut in cuts
             )
+    except torch.OutOfMemoryError:
+        # Says nothing of the kernels, and must not make the whole run dense.
+        raise
     except _faults(device) as error:
         return (str(error) or type(error).__name__).strip().splitlines()[0]
     return None if worst <= TOLERANCE else f"its result is off by {worst:.1%}"
@@ -68,6 +71,8 @@ def kernel_fault(
 def _faults(device: torch.device) -> tuple[type[Exception], ...]:
     """What compiling and launching raise; those that are not Triton's, for a missing C compiler or driver."""
     faults: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, subprocess.SubprocessError)
+    # And what a Triton of another version answers to names and arguments that it does not know.
+    faults = (*faults, AttributeError, ImportError, TypeError, AssertionError)
     if device.type != "cuda":
         return faults
     from triton.errors import TritonError

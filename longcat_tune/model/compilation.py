@@ -64,8 +64,6 @@ class _Compiled:
     """
 
     def __init__(self) -> None:
-        # Past its limit of 8 torch.compile would go on uncompiled, with float32 copies of all tokens.
-        torch._dynamo.config.cache_size_limit = KINDS_AT_MOST  # noqa: SLF001 - torch's own name for it
         self._values: dict[Formula, Formula] = {}
         self._gradients: dict[Formula, Callable[..., Sequence[Tensor]]] = {}
         self._given_up: set[Formula] = set()
@@ -74,6 +72,7 @@ class _Compiled:
         """As `Runner.value`; in one piece."""
         if formula in self._given_up:
             return PIECES.value(formula, cuts, tensors)
+        _allow_kinds()
         if formula not in self._values:
             self._values[formula] = torch.compile(formula)
         try:
@@ -88,6 +87,7 @@ class _Compiled:
         """As `Runner.gradients`; in one piece."""
         if formula in self._given_up:
             return PIECES.gradients(formula, cuts, tensors, wanted, grad)
+        _allow_kinds()
         if formula not in self._gradients:
             self._gradients[formula] = torch.compile(_gradients_of(formula))
         try:
@@ -118,7 +118,19 @@ def _gradients_of(formula: Formula) -> Callable[..., Sequence[Tensor]]:
         found: Sequence[Tensor] = pull(grad)
         return found
 
+    # By code object torch counts compiled forms and remembers which axes change: each formula has its own.
+    gradients.__code__ = gradients.__code__.replace(co_name=f"gradients_of_{formula.__name__}")
     return gradients
+
+
+def _allow_kinds() -> None:
+    """Raise torch's limit of 8 forms, past which it goes on uncompiled, with float32 copies of all tokens.
+
+    At every call, because torch 2.12 and newer keep it per thread, and CUDA's backward has its own.
+    """
+    config = torch._dynamo.config  # noqa: SLF001 - torch's own name for it
+    if config.cache_size_limit != KINDS_AT_MOST:
+        config.cache_size_limit = KINDS_AT_MOST
 
 
 def _trouble(device: torch.device) -> str | None:

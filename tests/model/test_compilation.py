@@ -6,6 +6,7 @@ The C++ compiler takes half a minute a formula on a CPU; all of torch.compile be
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,6 +56,28 @@ def test_a_compiled_model_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         grads.append(model.blocks[0].attn.qkv.weight.grad)
     torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(grads[1], grads[0], atol=1e-6, rtol=1e-5)
+
+
+def test_backward_in_a_thread_of_its_own_may_compile_as_many_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_by("eager", monkeypatch)
+    limits = []
+
+    def backward() -> None:
+        result_and_gradients("modulate", compiled(), torch.float32)
+        limits.append(torch._dynamo.config.cache_size_limit)
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert limits == [compilation.KINDS_AT_MOST]
+
+
+def test_every_formula_s_gradient_is_counted_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = counting(monkeypatch)
+    for name in ("modulate", "norm_rotate", "swiglu"):
+        result_and_gradients(name, compiled(), torch.float32)
+    gradients = [one.__code__ for one in asked if one.__code__.co_name.startswith("gradients_of_")]
+    assert len(gradients) == len(set(gradients)) == 3
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, fails: str | None = None) -> list[Any]:

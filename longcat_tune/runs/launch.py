@@ -1,6 +1,6 @@
 """How a run was started: alone, or by torchrun or accelerate launch in processes that train as one.
 
-Reads what launchers put into the environment; knows neither the clips nor the model.
+Reads what launchers put into the environment; knows neither the clips nor the model itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from longcat_tune.config.problems import shown
+from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import ConfigError
 from longcat_tune.runs.build import pick_device
+from longcat_tune.runs.steps import launched_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,6 +87,30 @@ def shards_base(accelerator: Accelerator) -> bool:
 def asks_to_share() -> bool:
     """Whether the launch asks for a base that is shared out over its processes."""
     return _is_true(os.environ, FSDP)
+
+
+def require_plain_base(config: RunConfig) -> None:
+    """Refuse keys that change or move the frozen weights of which each process is to hold a share.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ConfigError: names the first such key.
+    """
+    if not asks_to_share() or launched_processes() == 1:
+        return
+    for key, value, plain in (
+        ("base_model_precision", config.model.base_model_precision, ("bf16", "fp32")),
+        ("musubi_blocks_to_swap", config.memory.musubi_blocks_to_swap, (0,)),
+        ("enable_group_offload", config.memory.enable_group_offload, (False,)),
+    ):
+        if value not in plain:
+            raise ConfigError(
+                f"{key} ({shown(value)}) cannot be used on a base that is shared out over processes "
+                f"({FSDP}), whose weights are as released and stay on the device; set it to "
+                f"{shown(plain[0])}, or launch without --use_fsdp"
+            )
 
 
 def require_shardable(*, renders: bool, dora: bool) -> None:

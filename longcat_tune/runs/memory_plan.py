@@ -189,7 +189,9 @@ def remedy(plan: MemoryPlan, sizes: RunSizes, shortage: Shortage) -> str:
         shortage: of it.
     """
     config = plan.config
-    for precision in (config.model.base_model_precision, *SMALLER_PRECISIONS):
+    # A base that is shared out over processes keeps its form and its place.
+    others = () if plan.placement.sharing > 1 else SMALLER_PRECISIONS
+    for precision in (config.model.base_model_precision, *others):
         model = config.model.model_copy(update={"base_model_precision": precision})
         trial = config.model_copy(update={"model": model})
         found = _fitting(trial, sizes, plan.machine, plan.placement)
@@ -261,7 +263,7 @@ def _fitting(
         parts = _parts(config.model, decisive, machine, placement)
         return {shortage.where for shortage in _shortages(parts, machine, also_wanted=also_wanted)}
 
-    counts = range(least.streamed_blocks, sizes.shape.depth + 1)
+    counts = range(least.streamed_blocks, _most_streamed(least, sizes.shape.depth) + 1)
     for level in _levels(least):
         # The device needs the less, and the host the more, the more blocks are streamed.
         place = bisect_left(
@@ -287,7 +289,13 @@ def _levels(least: Placement) -> Iterator[Placement]:
 
 def _least(placement: Placement, depth: int) -> Placement:
     """The placement that needs least of the device."""
-    return replace(placement, streamed_blocks=depth, boundaries_on_host=True, ffn_chunk_tokens=CHUNKS[-1])
+    streamed = _most_streamed(placement, depth)
+    return replace(placement, streamed_blocks=streamed, boundaries_on_host=True, ffn_chunk_tokens=CHUNKS[-1])
+
+
+def _most_streamed(placement: Placement, depth: int) -> int:
+    """Blocks that may be streamed: no more than are, of a base that is shared out over processes."""
+    return placement.streamed_blocks if placement.sharing > 1 else depth
 
 
 def _parts(model: ModelSection, sizes: RunSizes, machine: Machine, placement: Placement) -> Iterator[Part]:

@@ -133,6 +133,42 @@ def test_a_host_too_small_for_the_blocks_in_bf16_is_told_of_eight_bits() -> None
         resolve(config(), SIZES, machine(14, host=34))
 
 
+def shared_out(monkeypatch: pytest.MonkeyPatch, processes: int = 2) -> None:
+    """As accelerate launch --use_fsdp starts it."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+
+
+@pytest.mark.parametrize("device", [40, 26, 8])
+def test_a_base_that_is_shared_out_is_not_streamed_by_a_plan(
+    monkeypatch: pytest.MonkeyPatch, device: int
+) -> None:
+    assert auto(device).placement.streamed_blocks > 0
+    shared_out(monkeypatch)
+    plan = auto(device)
+    assert plan.placement.sharing == 2
+    assert plan.placement.streamed_blocks == plan.config.memory.musubi_blocks_to_swap == 0
+
+
+def test_what_a_plan_may_do_with_a_shared_out_base_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_out(monkeypatch, 8)
+    plan = auto(24)
+    assert (plan.shortages, plan.placement.boundaries_on_host) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("device", "remedy"), [(26, "set gradient_checkpointing_offload to true"), (8, "lower train_batch_size")]
+)
+def test_the_remedy_for_a_shared_out_base_leaves_its_weights_alone(
+    monkeypatch: pytest.MonkeyPatch, device: int, remedy: str
+) -> None:
+    shared_out(monkeypatch)
+    with pytest.raises(DeviceError, match=remedy) as refused:
+        resolve(config(), SIZES, machine(device))
+    assert "musubi_blocks_to_swap" not in str(refused.value)
+    assert "base_model_precision" not in str(refused.value)
+
+
 def test_what_nothing_makes_fit_says_what_to_lower() -> None:
     for asked in (config(memory_plan="auto"), config()):
         with pytest.raises(

@@ -25,12 +25,14 @@ from longcat_tune.runs.build import (
     sigma_density,
 )
 from longcat_tune.runs.hub import require_upload
+from longcat_tune.runs.launch import require_plain_base
 from longcat_tune.runs.machine import Machine, this_machine
 from longcat_tune.runs.memory_plan import MemoryPlan, plan_memory, require_fit
 from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, make_plan
 from longcat_tune.runs.precision import base_weights, text_encoder_weights
 from longcat_tune.runs.problems import Problem, collected, raise_problems
+from longcat_tune.runs.render_lora_check import require_render_loras
 from longcat_tune.runs.requests import plan_requests
 from longcat_tune.runs.resume import checkpoint_to_resume
 from longcat_tune.sampling.requests import RenderRequest
@@ -105,11 +107,16 @@ def preflight(
         checkpoint = find_local_checkpoint(config.model)
     if checkpoint is not None:
         errors += _incomplete_encoders(checkpoint)
+    with collected(errors):
+        transformer = None if checkpoint is None else checkpoint.transformer
+        require_render_loras(config, transformer, config_dir=config_dir)
     if machine is None:
         errors += _formats_that_cannot_be(config.model, trains=trains)
     if trains:
         with collected(errors):
             require_training_length(config)
+        with collected(errors):
+            require_plain_base(config)
         with collected(errors):
             resume_from = checkpoint_to_resume(config)
         with collected(errors):

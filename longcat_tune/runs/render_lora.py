@@ -11,11 +11,11 @@ import torch
 
 from longcat_tune.checkpoint.lora_file import lora_file, read_lora
 from longcat_tune.config.run import RunConfig
-from longcat_tune.errors import CheckpointError
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.identity import file_hash
 from longcat_tune.model.lora import load_lora, lora_lent, rest_lora
 from longcat_tune.runs.build import uses_autocast
+from longcat_tune.runs.render_lora_check import render_lora_named
 from longcat_tune.runs.transformer import base_weight
 
 
@@ -48,11 +48,9 @@ def attach_render_lora(
         CheckpointError: the file is damaged, or made for another model.
     """
     autocast = uses_autocast(config.model)
-    try:
+    with render_lora_named(key, path):
         lora = read_lora(path)
         load_lora(model, lora.weights, lora.alphas, adapter=key, autocast=autocast, base_weight=base_weight)
-    except CheckpointError as error:
-        raise CheckpointError(f"{key} ({path}): {error}") from error
     # Under autocast it computes in bf16 anyway.
     rest_lora(model, adapter=key, dtype=torch.bfloat16 if autocast else torch.float32)
     return partial(lora_lent, model, adapter=key, device=device)

@@ -77,13 +77,6 @@ def plan_requests(
         UnusableFileError: a clip to continue cannot be read.
     """
     validation, framerate = config.validation, config.data.framerate
-    for key, lora in (
-        ("validation_lora", validation.validation_lora),
-        ("validation_refinement_lora", validation.validation_refinement_lora),
-    ):
-        if lora is not None:
-            # Only whether it is there: before hours of encoding.
-            existing_path(lora, key=key, config_dir=config_dir)
     subjects: list[Subject] = []
     if validation.validation_prompt is not None:
         subjects.append(Subject("prompt", validation.validation_prompt))

@@ -30,6 +30,7 @@ from longcat_tune.runs.parts import build_parts
 from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.preflight import Preflight, preflight
 from longcat_tune.runs.render_build import build_renderer
+from longcat_tune.runs.render_lora_check import require_render_loras
 from longcat_tune.runs.report import plan_report
 from longcat_tune.runs.report_text import dataset_lines, notice_lines, render_lines, step_lines
 from longcat_tune.runs.resume import Resumed, fingerprint
@@ -125,6 +126,8 @@ class _Run:
             config_dir=self.config_dir,
             starts=self.flight.resume_from is None,
         )
+        if self.flight.checkpoint is None:
+            require_render_loras(config, self.checkpoint.transformer, config_dir=self.config_dir)
         if shards_base(self.accelerator):
             require_shardable(renders=self._settings(renders=bool(requests)).validate_last, dora=adapter.dora)
         cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)

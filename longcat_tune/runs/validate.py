@@ -22,6 +22,7 @@ from longcat_tune.runs.memory_sizes import run_sizes
 from longcat_tune.runs.plan import RunPlan, plan_renders
 from longcat_tune.runs.render import weights_identity
 from longcat_tune.runs.render_build import build_renderer
+from longcat_tune.runs.render_lora_check import require_render_loras
 from longcat_tune.runs.render_watch import RenderWatch
 from longcat_tune.runs.report_text import render_lines
 from longcat_tune.runs.requests import command_requests, plan_requests
@@ -43,6 +44,20 @@ class _Start:
     def is_given(self) -> bool:
         """Whether there is anything to apply to prompts."""
         return self.image is not None or self.video is not None or self.segments > 1
+
+    def require_none(self) -> None:
+        """Refuse to leave out what was given, where prompts come with starts of their own.
+
+        Raises:
+            ConfigError: anything was given.
+        """
+        segments = self.segments if self.segments > 1 else None
+        for option, value in (("--image", self.image), ("--video", self.video), ("--segments", segments)):
+            if value is not None:
+                raise ConfigError(
+                    f"{option} ({value}) needs --prompt or validation_prompt: prompts of libraries and "
+                    "datasets have their own; give --prompt TEXT, or leave it out"
+                )
 
     def require_sound(self) -> None:
         """Refuse what cannot be.
@@ -133,7 +148,10 @@ def validate(
     for line in render_lines(requests, framerate=config.data.framerate):
         logger.info("%s", line)
     device = pick_device()
+    # Once before anything is downloaded.
+    require_render_loras(config, None, config_dir=config_dir)
     checkpoint = find_checkpoint(config.model)
+    require_render_loras(config, checkpoint.transformer, config_dir=config_dir)
     config = _placed(config, plan, requests, checkpoint, adapters, config_dir=config_dir)
     cached = fill_caches(config, plan, checkpoint, requests, device=device)
     model = build_base(config, checkpoint.transformer, device=device, trains=False).model
@@ -177,6 +195,7 @@ def _plan(
             config, prompts=prompts, image=start.image, video=start.video, segments=start.segments
         )
         return plan_renders(config, config_dir=config_dir), requests
+    start.require_none()
     source_id = validation.eval_dataset_id if validation.validation_using_datasets else None
     plan = plan_renders(config, config_dir=config_dir, source_id=source_id)
     plan.require_sound()

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.errors import ConfigError
-from longcat_tune.runs.launch import build_accelerator, require_launch, require_shardable
+from longcat_tune.runs.launch import (
+    build_accelerator,
+    require_launch,
+    require_plain_base,
+    require_shardable,
+)
+from longcat_tune.runs.preflight import preflight
+from tests.builders import make_clips, make_run, video_entry
 
 
 @pytest.mark.parametrize(
@@ -71,3 +79,36 @@ def test_the_remedy_against_renders_ends_all_of_them() -> None:
     rendering = {"validation_epoch_interval": "1", "validation_prompt": "a"}
     assert load_run_config(None, rendering).validation.renders_in_training
     assert not load_run_config(None, rendering | remedy).validation.renders_in_training
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"musubi_blocks_to_swap": "8"}, r"musubi_blocks_to_swap \(8\) .*shared out.*; set it to 0, or"),
+        ({"enable_group_offload": "true"}, r"enable_group_offload \(true\) .*; set it to false, or"),
+        ({"base_model_precision": "int8-quanto"}, r"base_model_precision \(int8-quanto\) .*set it to bf16"),
+    ],
+)
+def test_a_shared_out_base_is_neither_streamed_nor_quantized(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], message: str
+) -> None:
+    config = load_run_config(None, given)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_plain_base(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    require_plain_base(load_run_config(None, {"base_model_precision": "fp32"}))
+    with pytest.raises(ConfigError, match=message):
+        require_plain_base(config)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    require_plain_base(config)
+
+
+def test_that_is_told_in_the_preflight_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = video_entry(make_clips(tmp_path / "clips", 2))
+    config = make_run(tmp_path, [entry], musubi_blocks_to_swap=2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    [error] = preflight(config, config_dir=tmp_path, trains=True).errors
+    assert str(error).startswith("musubi_blocks_to_swap (2) cannot be used on a base that is shared out")

@@ -124,6 +124,12 @@ def save_png(picture: Image.Image, path: Path) -> None:
     _write_if_new(path, buffer.getvalue())
 
 
+def read_strip(folder: Path, video: ShownVideo) -> Image.Image:
+    """The frames that a render's record names."""
+    with Image.open(folder / video.strip) as picture:
+        return picture.convert("RGB")
+
+
 def _write_if_new(path: Path, content: bytes) -> None:
     """A command that finds all done changes no file."""
     if not path.is_file() or path.read_bytes() != content:
@@ -165,11 +171,11 @@ def _write_comparison(moment: Moment, moments: Sequence[Moment], path: Path) -> 
         if partner is None and average is None:
             continue
         if partner is not None:
-            rows.append((f"{partner[0].label}: {video.name}", _strip(partner[0].folder, partner[1])))
-        rows.append((f"{moment.label}: {video.name}", _strip(moment.folder, video)))
+            rows.append((f"{partner[0].label}: {video.name}", read_strip(partner[0].folder, partner[1])))
+        rows.append((f"{moment.label}: {video.name}", read_strip(moment.folder, video)))
         if average is not None:
             label = f"{moment.label}, averaged weights: {video.name}"
-            rows.append((label, _strip(moment.folder / AVERAGED, average)))
+            rows.append((label, read_strip(moment.folder / AVERAGED, average)))
     if rows:
         save_png(frame_grid(rows), path)
 
@@ -195,13 +201,8 @@ def _late_frame(moment: Moment, key: str) -> Image.Image | None:
     """One frame of a render, from its later half: the first ones may be given."""
     for video in moment.record.videos:
         if video.key == key:
-            return strip_cell(_strip(moment.folder, video), video.cells, (video.cells - 1) * 3 // 4)
+            return strip_cell(read_strip(moment.folder, video), video.cells, (video.cells - 1) * 3 // 4)
     return None
-
-
-def _strip(folder: Path, video: ShownVideo) -> Image.Image:
-    with Image.open(folder / video.strip) as picture:
-        return picture.convert("RGB")
 
 
 def _page(root: Path, moments: Sequence[Moment]) -> str:

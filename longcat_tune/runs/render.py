@@ -1,7 +1,7 @@
 """Render a set of cached requests to mp4s and a grid, with whatever adapter the model has right now.
 
 Serves the command `validate` and the renders inside a run alike. A folder that already shows the same
-requests of the same weights, made in the same way, is left as it is.
+requests of the same weights, made in the same way, is left as it is; others are added to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from longcat_tune.config.values import FrameSize
@@ -30,7 +29,7 @@ from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.cache import free_memory
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting
-from longcat_tune.runs.gallery import save_png
+from longcat_tune.runs.gallery import read_strip, save_png
 from longcat_tune.runs.previews import Previews
 from longcat_tune.runs.refinement import Refiner
 from longcat_tune.runs.render_record import (
@@ -95,26 +94,30 @@ class Renderer:
 
         Args:
             requests: at least one.
-            folder: gets one mp4 and one strip of frames per request, a grid and a record of it all.
+            folder: gets one mp4 and one strip of frames per request, a grid and a record of it all. Renders
+                of other requests of the same weights stay in it; those of other weights are deleted.
             weights: identity of base and adapter.
             watch: hears of what goes wrong, and says whether the others are rendered then.
 
         Returns:
-            What was rendered, and what could not be.
+            What the folder holds now, and what could not be rendered.
 
         Raises:
             UserError: a cache file is damaged or the folder cannot be written to.
             DeviceError: out of memory, however short the render.
         """
         wanted = wanted_renders(requests, weights=weights, settings=self.settings)
-        done = read_record(folder)
-        if done is not None and done.is_done(folder, wanted):
+        before = read_record(folder) or RenderRecord({}, ())
+        keys = {comparison_key(cached, self.settings) for cached in requests}
+        if before.is_done(folder, weights, keys):
             logger.info("%s already shows these renders of these weights", folder)
-            return done
-        # A record must not outlive its videos: a render that is broken off leaves none.
+            return before
+        videos = list(before.besides(folder, weights, [cached.request.file_stem for cached in requests]))
+        # A record must not outlive its videos: a render that is broken off leaves the others' at most.
         (folder / RECORD_NAME).unlink(missing_ok=True)
-        rows: list[tuple[str, Image.Image]] = []
-        videos: list[ShownVideo] = []
+        if videos:
+            RenderRecord(wanted, tuple(videos)).write(folder)
+        rows = [(f"{video.stem}: {video.prompt}", read_strip(folder, video)) for video in videos]
         failures: list[FailedRender] = []
         with self._working(requests) as (renderer, bar):
             for cached in requests:
@@ -137,7 +140,10 @@ class Renderer:
                 failures += attempt.failures
         if rows:
             save_png(frame_grid(rows), folder / GRID_NAME)
+        else:
+            (folder / GRID_NAME).unlink(missing_ok=True)
         record = RenderRecord(wanted, tuple(videos), tuple(failures))
+        record.remove_others(folder, before.videos)
         # Last: it says that the others are complete.
         record.write(folder)
         return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class ShownVideo:
     numbers: Mapping[str, float]
     seconds: float
 
+    @property
+    def stem(self) -> str:
+        """The file_stem of its request."""
+        return Path(self.file).stem
+
 
 @dataclass(frozen=True, slots=True)
 class FailedRender:
@@ -68,12 +73,12 @@ class FailedRender:
 
 @dataclass(frozen=True, slots=True)
 class RenderRecord:
-    """The renders of one set of requests with one set of weights.
+    """The renders with one set of weights.
 
     Attributes:
-        wanted: identity of weights, settings and requests; JSON values.
-        videos: those made, in the order of the requests.
-        failures: the others.
+        wanted: identity of the weights, and of settings and requests that were rendered last; JSON values.
+        videos: all that the folder holds: of earlier requests, then of the last ones in their order.
+        failures: those of the last requests that could not be made.
     """
 
     wanted: Mapping[str, Any]
@@ -92,11 +97,42 @@ class RenderRecord:
         }
         write_json_atomically(folder / RECORD_NAME, {**self.wanted, **shown})
 
-    def is_done(self, folder: Path, wanted: Mapping[str, Any]) -> bool:
-        """Whether the folder shows all that is wanted already."""
-        files = (folder / name for video in self.videos for name in (video.file, video.strip))
-        shown = (*files, folder / GRID_NAME)
-        return not self.failures and self.wanted == wanted and all(path.is_file() for path in shown)
+    def is_done(self, folder: Path, weights: str, keys: Collection[str]) -> bool:
+        """Whether the folder shows these renders of these weights already, and all else that is named.
+
+        Args:
+            folder: of the record.
+            weights: their identity.
+            keys: from `comparison_key`, one per request.
+        """
+        there = self.there(folder)
+        whole = not self.failures and there == self.videos and (folder / GRID_NAME).is_file()
+        return whole and self.is_of(weights) and {video.key for video in there}.issuperset(keys)
+
+    def is_of(self, weights: str) -> bool:
+        """Whether its renders were made with these weights."""
+        return self.wanted.get("weights") == weights
+
+    def besides(self, folder: Path, weights: str, stems: Collection[str]) -> tuple[ShownVideo, ...]:
+        """Renders of the same weights that are there and stay when others are made.
+
+        Args:
+            folder: of the record.
+            weights: identity of those that are rendered with.
+            stems: of the files to be made; they replace earlier ones.
+        """
+        replaced = {stem.casefold() for stem in stems}
+        there = self.there(folder) if self.is_of(weights) else ()
+        return tuple(video for video in there if video.stem.casefold() not in replaced)
+
+    def remove_others(self, folder: Path, before: Sequence[ShownVideo]) -> None:
+        """Delete the files of earlier renders that it does not name."""
+        named = {video.stem.casefold() for video in self.videos}
+        for video in before:
+            if video.stem.casefold() not in named:
+                for file in (video.file, video.strip):
+                    # By name alone: a record that somebody wrote must not reach other folders.
+                    (folder / Path(file).name).unlink(missing_ok=True)
 
     def there(self, folder: Path) -> tuple[ShownVideo, ...]:
         """Those made whose files are still in the folder."""

@@ -15,6 +15,7 @@ from longcat_tune.checkpoint.lora_file import LORA_FILE, LoraWeights, write_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.video import probe
 from longcat_tune.errors import ConfigError
+from longcat_tune.runs.render_record import read_record
 from longcat_tune.runs.train import train
 from longcat_tune.runs.validate import validate
 from tests.builders import make_clips, make_run, video_entry
@@ -67,6 +68,34 @@ def test_a_render_broken_off_leaves_no_record_of_the_one_before(tmp_path: Path, 
     with pytest.raises(ZeroDivisionError):
         validate(other, **arguments)
     assert not record.exists()
+
+
+def test_renders_of_other_prompts_stay_with_the_same_weights_and_go_with_others(
+    tmp_path: Path, monkeypatch
+) -> None:
+    config = make_run(tmp_path, [], data_backend_config=None)
+    base = config.output.output_dir / "validation" / "base"
+
+    def shown(*prompts: str) -> list[str]:
+        validate(config, config_dir=tmp_path, loras=[], prompts=prompts, image=None)
+        page = (base.parent / "index.html").read_text()
+        named = [video.name for video in read_record(base).videos]
+        assert all(f'"base/{name}_64x64_42.mp4"' in page for name in named)
+        assert sorted(path.name for path in renders(config, "base")) == sorted(
+            f"{name}_64x64_42.mp4" for name in named
+        )
+        return named
+
+    assert shown("a") == ["a"]
+    made = (base / "a_64x64_42.mp4").stat().st_mtime_ns
+    height = Image.open(base / "grid.png").height
+    assert shown("b") == ["a", "b"]
+    assert Image.open(base / "grid.png").height == 2 * height
+    assert shown("a") == ["a", "b"]
+    assert (base / "a_64x64_42.mp4").stat().st_mtime_ns == made
+    monkeypatch.setattr("longcat_tune.runs.validate._identity", lambda *_: "other weights")
+    assert shown("c", "b") == ["c", "b"]
+    assert Image.open(base / "grid.png").height == 2 * height
 
 
 def test_rendering_changes_nothing_in_the_training(tmp_path: Path) -> None:

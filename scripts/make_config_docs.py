@@ -41,8 +41,8 @@ An unknown key or value is an error that names the nearest known one.
 `data_backend_config`, `init_lora`, `user_prompt_library`, `validation_lora`, `validation_refinement_lora` and
 `instance_data_dir` are looked for beside the file that names them, then in the working folder;
 `caption_table.path` in `instance_data_dir` before both; `image` and `video` of a prompt library beside
-it, then in the working folder. `output_dir`, `cache_dir`, `cache_dir_vae` and `group_offload_to_disk_path` are relative to the working
-folder.
+it, then in the working folder. `output_dir`, `cache_dir`, `cache_dir_vae` and
+`group_offload_to_disk_path` are relative to the working folder.
 """
 
 FOREIGN_HEAD = """\

@@ -21,7 +21,7 @@ class ValidationSection(Section):
         default=None, ge=1, description="Render after every so many epochs, too."
     )
     validation_on_startup: bool = Field(
-        default=True, description="Render before the first step: the base model, to compare with."
+        default=True, description="Render before the first step, to compare with."
     )
     validation_prompt: str | None = Field(default=None, description="Prompt of the render.")
     validation_negative_prompt: str = Field(default="", description="What guidance steers away from.")

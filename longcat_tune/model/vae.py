@@ -55,6 +55,12 @@ def latent_channels(checkpoint: Path) -> int:
         raise CheckpointError(f"{path}: gives no z_dim, the number of channels; fetch it again") from error
 
 
+def chunks_of(frames_CFHW: Tensor) -> list[Tensor]:
+    """Cut frames as `encode` takes them: one, then four at a time; what fills no four is left out."""
+    whole = 1 + (frames_CFHW.shape[1] - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
+    return [frames_CFHW[:, :1], *frames_CFHW[:, 1:whole].split(TEMPORAL_STRIDE, dim=1)]
+
+
 class VideoAutoencoder:
     """A loaded VAE with the latent statistics of its checkpoint.
 

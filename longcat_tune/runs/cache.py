@@ -5,7 +5,6 @@ The text encoder comes first and is freed before the VAE loads; both are gone be
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
@@ -38,7 +37,7 @@ from longcat_tune.runs.plan import RunPlan
 from longcat_tune.runs.precision import DTYPES, text_encoder_weights
 from longcat_tune.runs.preflight import preflight
 from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.training.trouble import explained_out_of_memory
+from longcat_tune.training.trouble import explained_out_of_memory, free_memory
 from longcat_tune.types import TextFeatures
 
 logger = logging.getLogger(__name__)
@@ -160,12 +159,3 @@ def load_job(job: LatentJob, *, backend: VideoBackend) -> Generator[Tensor, None
 def _tell_share(what: str, made: int, wanted: int) -> None:
     if made < wanted:
         logger.info("Encoded %d of %d %s here; the others came from another process", made, wanted, what)
-
-
-def free_memory(device: torch.device) -> None:
-    """Give freed weights back to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from longcat_tune.errors import DeviceError
 from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.cache import free_memory
 from longcat_tune.sampling.pictures import Frames
-from longcat_tune.training.trouble import out_of_memory, out_of_memory_reason
+from longcat_tune.training.trouble import free_memory, out_of_memory, out_of_memory_reason
 from longcat_tune.types import TEMPORAL_STRIDE, Bucket
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from longcat_tune.data.cache import LatentJob
 from longcat_tune.flow.noising import mix, standard_noise
 from longcat_tune.flow.schedule import refinement_sigmas
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.vae import VideoAutoencoder
+from longcat_tune.model.vae import VideoAutoencoder, chunks_of
 from longcat_tune.sampling.denoise import OnStep, TextCondition, denoise
 from longcat_tune.sampling.pictures import Frames, to_frames
 from longcat_tune.sampling.refine import GRID_STEPS, START_SIGMA, Layout, enlarge, refined_size
-from longcat_tune.types import TEMPORAL_STRIDE, Bucket
+from longcat_tune.types import Bucket
 
 UseVae = Callable[[Callable[[VideoAutoencoder], Tensor]], Tensor]
 """Does something with the VAE."""
@@ -80,7 +80,7 @@ class Refiner:
         pixels_CFHW = enlarge(frames_FHW3, size)
         layout = Layout.of(pixels_CFHW.shape[1], given_frames=0 if start is None else 1)
         padded_CFHW = layout.pad(pixels_CFHW)
-        clean_CTHW = use_vae(lambda vae: vae.encode(_chunks(_as_bytes(padded_CFHW))))
+        clean_CTHW = use_vae(lambda vae: vae.encode(chunks_of(_as_bytes(padded_CFHW))))
         noise_CTHW = standard_noise(tuple(clean_CTHW.shape), Generator().manual_seed(seed))
         start_sigma = torch.tensor([START_SIGMA])
         latents_BCTHW = mix(clean_CTHW.cpu()[None], noise_CTHW[None], start_sigma)
@@ -88,7 +88,7 @@ class Refiner:
             image_CFHW = next(self.read_start(replace(start, bucket=Bucket(*size, 1))))
             given_CFHW = image_CFHW.repeat(1, layout.front + 1, 1, 1)
             latents_BCTHW[0, :, : layout.num_cond_latents] = use_vae(
-                lambda vae: vae.encode(_chunks(given_CFHW))
+                lambda vae: vae.encode(chunks_of(given_CFHW))
             ).cpu()
         with self.lend_lora(), self.compute():
             refined_BCTHW = denoise(
@@ -104,9 +104,3 @@ class Refiner:
 
 def _as_bytes(pixels_CFHW: Tensor) -> Tensor:
     return ((pixels_CFHW + 1) * 127.5).round().clamp(0, 255).byte()
-
-
-def _chunks(frames_CFHW: Tensor) -> list[Tensor]:
-    """As the VAE takes them in: one frame, then four at a time; what fills no four is left out."""
-    whole = 1 + (frames_CFHW.shape[1] - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
-    return [frames_CFHW[:, :1], *frames_CFHW[:, 1:whole].split(TEMPORAL_STRIDE, dim=1)]

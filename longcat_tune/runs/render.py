@@ -26,7 +26,6 @@ from longcat_tune.errors import DataError
 from longcat_tune.log import Bar, progress
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.vae import VideoAutoencoder
-from longcat_tune.runs.cache import free_memory
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting
 from longcat_tune.runs.gallery import read_strip, save_png
@@ -50,6 +49,7 @@ from longcat_tune.sampling.pictures import Frames, evenly_spaced, frame_grid, fr
 from longcat_tune.sampling.refine import FRAMES_PER_FRAME
 from longcat_tune.sampling.render import count_steps
 from longcat_tune.sampling.requests import RenderRequest
+from longcat_tune.training.trouble import free_memory
 from longcat_tune.types import Bucket
 
 logger = logging.getLogger(__name__)

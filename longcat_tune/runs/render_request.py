@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longcat_tune.data.cache import read_latents, read_text
 from longcat_tune.model.dit import LongCatVideoTransformer
-from longcat_tune.model.vae import VideoAutoencoder
+from longcat_tune.model.vae import VideoAutoencoder, chunks_of
 from longcat_tune.runs.cache_jobs import CachedRequest
 from longcat_tune.runs.fitting import Decoder, Fitting, OnSmaller
 from longcat_tune.runs.refinement import Refiner
@@ -21,7 +21,7 @@ from longcat_tune.sampling.denoise import OnStep
 from longcat_tune.sampling.pictures import Frames, to_frames
 from longcat_tune.sampling.render import render_latents, text_condition
 from longcat_tune.sampling.requests import CONTINUED_FRAMES, EncodedRequest, continued
-from longcat_tune.types import TEMPORAL_STRIDE, Bucket
+from longcat_tune.types import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,7 @@ class RequestRenderer:
 
 def _encode(vae: VideoAutoencoder, *, frames_FHW3: Frames) -> Tensor:
     """Latents of frames that were rendered, 4k + 1 of them."""
-    frames_CFHW = torch.from_numpy(frames_FHW3).permute(3, 0, 1, 2)
-    first_CFHW, others_CFHW = frames_CFHW[:, :1], frames_CFHW[:, 1:]
-    return vae.encode([first_CFHW, *others_CFHW.split(TEMPORAL_STRIDE, dim=1)])
+    return vae.encode(chunks_of(torch.from_numpy(frames_FHW3).permute(3, 0, 1, 2)))
 
 
 def _encoded(cached: CachedRequest) -> EncodedRequest:

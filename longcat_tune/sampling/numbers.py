@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-Frames = NDArray[np.uint8]
+from longcat_tune.sampling.pictures import Frames
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""

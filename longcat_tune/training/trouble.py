@@ -129,10 +129,12 @@ def explained_out_of_memory(during: str) -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what a step that ran out of memory still held."""
+    """Give back to the device what nothing holds any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def require_finite(step: int, losses: Sequence[float], grad_norm: float, clip_ids: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ import torch
 
 from longcat_tune.data.cache import LatentJob
 from longcat_tune.data.cache_fill import fill_latents
-from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.sources import stamp_of
 from longcat_tune.data.transforms import load_chunks
 from longcat_tune.data.video import write_mp4

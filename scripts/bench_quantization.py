@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.model import ModelSection
-from longcat_tune.data.demo import Scene, render
+from longcat_tune.data.demo import Scene
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.files import write_json_atomically
 from longcat_tune.memory.frozen import FrozenLinear

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longcat_tune.data.demo import COLOURS, random_scene, render
+from longcat_tune.data.demo import COLOURS, random_scene
+from longcat_tune.data.demo_drawing import render
 
 CROP = 64
 """Side of a training clip in pixels."""
@@ -84,12 +85,12 @@ class World:
     def layer(self, rng: np.random.Generator, frames: int) -> Tensor:
         """A flat colour, a gradient or a drifting texture, broadcastable to [3, frames, CROP, CROP]."""
         kind = rng.random()
-        if kind < 0.45:
+        if kind < 0.25:
             [colour] = palette(rng, 1)
             return (colour + rng.normal(0, 0.02)).clamp(-1, 1)
-        if kind < 0.6:
+        if kind < 0.4:
             return torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1, 1)).astype(np.float32))
-        if kind < 0.7:
+        if kind < 0.45:
             corners = torch.from_numpy(rng.uniform(-1, 1, (3, 2, 2)).astype(np.float32))[None]
             return F.interpolate(corners, (CROP, CROP), mode="bilinear", align_corners=True)[0][:, None]
         return self.drifting_texture(rng, frames)
@@ -117,7 +118,7 @@ class World:
 def palette(rng: np.random.Generator, count: int) -> list[Tensor]:
     """Different colours of demo clips, each [3, 1, 1, 1]."""
     names = rng.choice(list(COLOURS), size=count, replace=False)
-    return [torch.tensor(COLOURS[name]).view(3, 1, 1, 1) / 127.5 - 1 for name in names]
+    return [torch.tensor(COLOURS[name].rgb).view(3, 1, 1, 1) / 127.5 - 1 for name in names]
 
 
 def moving_mask(rng: np.random.Generator, frames: int, *, slow_down: bool) -> NDArray[np.float32]:
@@ -128,7 +129,7 @@ def moving_mask(rng: np.random.Generator, frames: int, *, slow_down: bool) -> ND
     slower = rng.uniform(0.1, 1.0) * min(1.0, 96 / side) if slow_down else 1.0
     black_white = replace(scene, colour="white", background="black", travel=scene.travel * slower)
     picture = render(black_white, side, side, frames)[..., 0].astype(np.float32)
-    low, high = COLOURS["black"][0], COLOURS["white"][0]
+    low, high = COLOURS["black"].rgb[0], COLOURS["white"].rgb[0]
     cover = (picture - low) / (high - low)
     radius = scene.size * side
     turn = rng.uniform(0, 2 * math.pi)

@@ -10,7 +10,8 @@ import torch
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.runs.build import find_checkpoint

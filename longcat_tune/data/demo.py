@@ -1,99 +1,275 @@
-"""Made-up clips: one coloured shape that moves over a plain background, with the caption that says so.
+"""A made-up world for the miniature: one coloured shape that moves over a plain background, and its captions.
 
-Only numpy: it knows neither files nor torch, and draws the same frames for the same scene on every machine.
+Knows names, captions and which scenes there are; how a scene becomes pixels is demo_drawing's business.
+Neither files nor torch: the same scene on every machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 40, 40),
-    "green": (38, 166, 65),
-    "blue": (38, 84, 214),
-    "yellow": (247, 214, 48),
-    "purple": (138, 43, 190),
-    "cyan": (40, 196, 214),
-    "white": (242, 242, 242),
-    "black": (18, 18, 18),
+
+class Colour(NamedTuple):
+    """A colour's sRGB value and its Chinese name."""
+
+    rgb: tuple[int, int, int]
+    chinese: str
+
+
+class Outline(NamedTuple):
+    """A shape with equal points all around.
+
+    Attributes:
+        points: corners that touch the circle around the shape; 0 is that circle itself.
+        inner: how far from the centre the outline is half-way between two points, as a share of the radius;
+            cos(pi / points) makes a regular polygon, less a star.
+        chinese: its name.
+    """
+
+    points: int
+    inner: float
+    chinese: str
+
+
+class Pose(NamedTuple):
+    """Where a motion has brought a shape.
+
+    Attributes:
+        x: shift to the right, in units of the scene's travel.
+        y: the same downwards, as rows grow.
+        scale: share of the scene's size, at most 1.
+        turn: in radians.
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    scale: float = 1.0
+    turn: float = 0.0
+
+
+class Motion(NamedTuple):
+    """What a shape does in a clip.
+
+    Attributes:
+        english: the predicate of the caption.
+        chinese: the same.
+        path: from the moment, -0.5 at the first frame to 0.5 at the last, to the pose.
+    """
+
+    english: str
+    chinese: str
+    path: Callable[[float], Pose]
+
+
+def _straight(x: int, y: int) -> Callable[[float], Pose]:
+    return lambda moment: Pose(x * moment, y * moment)
+
+
+def _spiral(moment: float) -> Pose:
+    """One turn and a quarter outwards from the middle, clockwise on the screen."""
+    way = moment + 0.5
+    angle = 2.5 * math.pi * way
+    return Pose(0.5 * way * math.cos(angle), 0.5 * way * math.sin(angle))
+
+
+COLOURS: dict[str, Colour] = {
+    "red": Colour((214, 40, 40), "红色"),
+    "green": Colour((38, 166, 65), "绿色"),
+    "blue": Colour((38, 84, 214), "蓝色"),
+    "yellow": Colour((247, 214, 48), "黄色"),
+    "purple": Colour((138, 43, 190), "紫色"),
+    "cyan": Colour((40, 196, 214), "青色"),
+    "white": Colour((242, 242, 242), "白色"),
+    "black": Colour((18, 18, 18), "黑色"),
 }
-
-SHAPE_SIDES: dict[str, int] = {"circle": 0, "square": 4, "triangle": 3}
-"""Sides of a regular polygon with its first side at the bottom; 0: round."""
-
-MOTIONS: dict[str, tuple[int, int]] = {
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-    "up and left": (-1, -1),
-    "up and right": (1, -1),
-    "down and left": (-1, 1),
-    "down and right": (1, 1),
-    "still": (0, 0),
+SHAPES: dict[str, Outline] = {
+    "circle": Outline(0, 1.0, "圆形"),
+    "square": Outline(4, math.cos(math.pi / 4), "方形"),
+    "triangle": Outline(3, math.cos(math.pi / 3), "三角形"),
 }
-"""Steps along x and y; y grows downwards, as rows do."""
+DIRECTIONS: dict[str, Motion] = {
+    "left": Motion("moves left", "向左移动", _straight(-1, 0)),
+    "right": Motion("moves right", "向右移动", _straight(1, 0)),
+    "up": Motion("moves up", "向上移动", _straight(0, -1)),
+    "down": Motion("moves down", "向下移动", _straight(0, 1)),
+    "up and left": Motion("moves up and left", "向左上移动", _straight(-1, -1)),
+    "up and right": Motion("moves up and right", "向右上移动", _straight(1, -1)),
+    "down and left": Motion("moves down and left", "向左下移动", _straight(-1, 1)),
+    "down and right": Motion("moves down and right", "向右下移动", _straight(1, 1)),
+    "still": Motion("rests", "静止", _straight(0, 0)),
+}
+CHANGES: dict[str, Motion] = {
+    "bounce sideways": Motion(
+        "bounces off the right side", "向右反弹", lambda moment: Pose(x=0.5 - 2 * abs(moment))
+    ),
+    "bounce upright": Motion(
+        "bounces off the floor", "在地面弹起", lambda moment: Pose(y=0.5 - 2 * abs(moment))
+    ),
+    "turn": Motion("turns", "旋转", lambda moment: Pose(turn=math.pi / 2 * moment)),
+    "grow": Motion("grows", "变大", lambda moment: Pose(scale=0.75 + 0.5 * moment)),
+    "shrink": Motion("shrinks", "变小", lambda moment: Pose(scale=0.75 - 0.5 * moment)),
+}
+MOTIONS = DIRECTIONS | CHANGES
+"""What the miniature has learnt: it knows COLOURS, SHAPES and MOTIONS, and none of the concepts below."""
+
+Concept = Literal["star", "orange", "spiral"]
+CONCEPTS: tuple[Concept, ...] = ("star", "orange", "spiral")
+"""A shape, a colour and a motion to fine-tune the miniature on."""
+ALL_COLOURS = COLOURS | {"orange": Colour((245, 130, 20), "橙色")}
+ALL_SHAPES = SHAPES | {"star": Outline(5, 0.42, "星形")}
+ALL_MOTIONS = MOTIONS | {"spiral": Motion("moves in a spiral", "螺旋移动", _spiral)}
+
+CHANGES_SHARE = 0.25
+"""Share of random scenes whose shape does something else than move straight or rest."""
+HELD_OUT_SHARE = 12
+"""One in so many combinations of names is never drawn for training."""
+PATH_SAMPLES = np.linspace(-0.5, 0.5, 41)
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One clip before it has a size or a length.
+class Names:
+    """What a caption says.
 
     Attributes:
-        shape: a key of SHAPE_SIDES.
-        colour: a key of COLOURS.
-        motion: a key of MOTIONS.
-        background: a key of COLOURS.
-        x: where the shape is half-way through the clip, in 0..1: 0 touches the left edge, 1 the right one.
-        y: the same from the upper edge to the lower one.
-        travel: the way it covers in the whole clip, as a share of what x or y can span.
-        size: radius of the circle around the shape, as a share of the frame's shorter side.
-        angle: turn of the shape in radians.
+        shape: a key of ALL_SHAPES.
+        colour: a key of ALL_COLOURS.
+        motion: a key of ALL_MOTIONS.
+        background: a key of ALL_COLOURS.
     """
 
     shape: str
     colour: str
     motion: str
     background: str
+
+    @property
+    def caption(self) -> str:
+        """`a red circle moves right on a blue background`."""
+        article = "an" if self.colour[0] in "aeiou" else "a"
+        what = f"{article} {self.colour} {self.shape} {ALL_MOTIONS[self.motion].english}"
+        return f"{what} on a {self.background} background"
+
+    @property
+    def captions(self) -> tuple[str, str, str]:
+        """The same said at length, in short, and in Chinese."""
+        colour, background = ALL_COLOURS[self.colour].chinese, ALL_COLOURS[self.background].chinese
+        shape, motion = ALL_SHAPES[self.shape].chinese, ALL_MOTIONS[self.motion]
+        return (
+            self.caption,
+            f"{self.colour} {self.shape} {motion.english} over {self.background}",
+            f"一个{colour}的{shape}在{background}背景上{motion.chinese}",
+        )
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the miniature was never shown this combination, though it knows every name."""
+        words = "/".join((self.shape, self.colour, self.motion, self.background))
+        return hashlib.blake2b(words.encode(), digest_size=4).digest()[0] % HELD_OUT_SHARE == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene(Names):
+    """One clip before it has a size or a length.
+
+    Attributes:
+        x: where the shape is half-way along its path, in 0..1: 0 touches the left edge, 1 the right one.
+        y: the same from the upper edge to the lower one.
+        travel: the way it covers in the whole clip, as a share of what x or y can span.
+        size: radius of the circle around the shape, as a share of the frame's shorter side.
+        angle: turn of the shape in radians.
+    """
+
     x: float = 0.5
     y: float = 0.5
     travel: float = 0.6
     size: float = 0.2
     angle: float = 0.0
 
-    @property
-    def caption(self) -> str:
-        """`a red circle moves right on a blue background`."""
-        verb = "rests" if self.motion == "still" else f"moves {self.motion}"
-        return f"a {self.colour} {self.shape} {verb} on a {self.background} background"
 
+def random_scene(rng: np.random.Generator, **fixed: str) -> Scene:
+    """Draw a scene whose shape stays inside the frame and differs from its background.
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene whose shape stays inside the frame and differs from its background."""
+    Args:
+        rng: decides what is not fixed.
+        fixed: names to keep, as the fields of Names.
+    """
     colour, background = rng.choice(list(COLOURS), size=2, replace=False)
-    motion = str(rng.choice(list(MOTIONS)))
-    travel = rng.uniform(0.3, 0.65)
-    margin_x, margin_y = (travel / 2 if step else 0.0 for step in MOTIONS[motion])
+    motions = CHANGES if rng.random() < CHANGES_SHARE else DIRECTIONS
+    drawn = {
+        "colour": str(colour),
+        "background": str(background),
+        "motion": str(rng.choice(list(motions))),
+        "shape": str(rng.choice(list(SHAPES))),
+    }
+    if drawn["motion"] == "turn" and drawn["shape"] == "circle":
+        drawn["shape"] = "square"
+    if fixed.get("colour") == drawn["background"] or fixed.get("background") == drawn["colour"]:
+        drawn["colour"], drawn["background"] = drawn["background"], drawn["colour"]
+    return place(rng, Names(**{**drawn, **fixed}))
+
+
+def place(rng: np.random.Generator, names: Names) -> Scene:
+    """Draw the numbers of a scene whose names are given: place, way, size and angle."""
+    travel = rng.uniform(0.4, 0.75)
+    margin_x, margin_y = (travel * reach for reach in _reach(names.motion))
     return Scene(
-        shape=str(rng.choice(list(SHAPE_SIDES))),
-        colour=str(colour),
-        motion=motion,
-        background=str(background),
+        names.shape,
+        names.colour,
+        names.motion,
+        names.background,
         x=rng.uniform(margin_x, 1 - margin_x),
         y=rng.uniform(margin_y, 1 - margin_y),
         travel=travel,
-        size=rng.uniform(0.14, 0.26),
+        size=rng.uniform(0.18, 0.28),
         angle=rng.uniform(-0.15, 0.15),
     )
 
 
+def _reach(motion: str) -> tuple[float, float]:
+    """How far a motion goes from its middle along x and y, in units of travel."""
+    poses = [ALL_MOTIONS[motion].path(float(moment)) for moment in PATH_SAMPLES]
+    return max(abs(pose.x) for pose in poses), max(abs(pose.y) for pose in poses)
+
+
+def all_names() -> Iterator[Names]:
+    """Every combination that the miniature can be asked for."""
+    for shape, colour, motion, background in product(SHAPES, COLOURS, MOTIONS, COLOURS):
+        # Nobody sees a circle turn.
+        if colour != background and (shape, motion) != ("circle", "turn"):
+            yield Names(shape, colour, motion, background)
+
+
+def held_out_names(count: int) -> tuple[Names, ...]:
+    """Combinations that the miniature has never been shown, in a fixed random order.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    found: Sequence[Names] = [names for names in all_names() if names.is_held_out]
+    if count > len(found):
+        msg = f"count ({count}) must be at most {len(found)}, the number of held-out combinations"
+        raise ValueError(msg)
+    order = np.random.default_rng(0).permutation(len(found))
+    return tuple(found[index] for index in order[:count])
+
+
+def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
+    """Clips that teach the miniature something new; every other name of a caption is one that it knows."""
+    field = {"star": "shape", "orange": "colour", "spiral": "motion"}[concept]
+    rng = np.random.default_rng(CONCEPTS.index(concept))
+    return tuple(random_scene(rng, **{field: concept}) for _ in range(count))
+
+
 def demo_scenes(count: int = 8) -> tuple[Scene, ...]:
-    """The clips of the quickstart: always the same, every shape, colour and straight motion among eight."""
-    shapes, colours, motions = list(SHAPE_SIDES), list(COLOURS), ("right", "left", "down", "up")
+    """Always the same clips: every shape, colour and straight motion among eight."""
+    shapes, colours, motions = list(SHAPES), list(COLOURS), ("right", "left", "down", "up")
     return tuple(
         Scene(
             shape=shapes[index % len(shapes)],
@@ -104,63 +280,3 @@ def demo_scenes(count: int = 8) -> tuple[Scene, ...]:
         )
         for index in range(count)
     )
-
-
-def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np.uint8]:
-    """Draw a scene with antialiased edges.
-
-    Args:
-        scene: what to draw.
-        width: in pixels.
-        height: in pixels.
-        num_frames: spread evenly over the motion; a single frame shows its middle.
-
-    Returns:
-        frames_FHW3.
-    """
-    background_3 = np.array(COLOURS[scene.background], dtype=np.float32)
-    colour_3 = np.array(COLOURS[scene.colour], dtype=np.float32)
-    frames_FHW3 = np.empty((num_frames, height, width, 3), dtype=np.uint8)
-    frames_FHW3[:] = background_3.astype(np.uint8)
-    radius = scene.size * min(width, height)
-    for index, frame_HW3 in enumerate(frames_FHW3):
-        moment = index / (num_frames - 1) - 0.5 if num_frames > 1 else 0.0
-        centre_x, centre_y = _centre(scene, moment, width, height, radius)
-        # Only the box around the shape is computed: the rest is background, and large frames stay fast.
-        left, right = _span(centre_x, radius, width)
-        top, bottom = _span(centre_y, radius, height)
-        rows_H1 = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - centre_y
-        columns_1W = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - centre_x
-        cover_HW1 = _coverage(scene.shape, columns_1W, rows_H1, radius, scene.angle)[..., None]
-        mixed_HW3 = background_3 + cover_HW1 * (colour_3 - background_3)
-        frame_HW3[top:bottom, left:right] = np.rint(mixed_HW3).astype(np.uint8)
-    return frames_FHW3
-
-
-def _centre(scene: Scene, moment: float, width: int, height: int, radius: float) -> tuple[float, float]:
-    """Centre of the shape in pixels; moment runs from -0.5 to 0.5."""
-    step_x, step_y = MOTIONS[scene.motion]
-    x = scene.x + step_x * scene.travel * moment
-    y = scene.y + step_y * scene.travel * moment
-    return radius + x * (width - 2 * radius), radius + y * (height - 2 * radius)
-
-
-def _span(centre: float, radius: float, limit: int) -> tuple[int, int]:
-    """First pixel and one past the last that the shape can touch."""
-    return max(0, math.floor(centre - radius) - 1), min(limit, math.ceil(centre + radius) + 1)
-
-
-def _coverage(
-    shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float, angle: float
-) -> NDArray[np.float32]:
-    """Share of each pixel inside the shape, from the distance of its centre to the nearest edge."""
-    distance = np.hypot(x, y)
-    sides = SHAPE_SIDES[shape]
-    if sides == 0:
-        return np.clip(0.5 + radius - distance, 0, 1)
-    # Every side of a regular polygon is the first one turned: fold all directions onto it.
-    sector = 2 * math.pi / sides
-    direction = np.arctan2(y, x) - math.pi / 2 - angle
-    folded = (direction + sector / 2) % sector - sector / 2
-    apothem = radius * math.cos(sector / 2)
-    return np.clip(0.5 + apothem - distance * np.cos(folded), 0, 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.naming import some
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import ConfigError

@@ -7,14 +7,33 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from longcat_tune.data.demo import COLOURS, MOTIONS, SHAPE_SIDES, Scene, demo_scenes, random_scene, render
+from longcat_tune.data.demo import (
+    ALL_COLOURS,
+    ALL_MOTIONS,
+    ALL_SHAPES,
+    COLOURS,
+    CONCEPTS,
+    DIRECTIONS,
+    MOTIONS,
+    SHAPES,
+    Names,
+    Scene,
+    all_names,
+    concept_scenes,
+    demo_scenes,
+    held_out_names,
+    random_scene,
+)
+from longcat_tune.data.demo_drawing import render
 
 BLUE_ON_WHITE = Scene("circle", "blue", "right", "white")
 
 
 def cover_of(frame_HW3: np.ndarray, scene: Scene) -> np.ndarray:
     """Share of the shape's colour in every pixel."""
-    colour, background = (np.array(COLOURS[name], dtype=float) for name in (scene.colour, scene.background))
+    colour, background = (
+        np.array(ALL_COLOURS[name].rgb, dtype=float) for name in (scene.colour, scene.background)
+    )
     direction = colour - background
     return (frame_HW3 - background) @ direction / (direction @ direction)
 
@@ -30,7 +49,7 @@ def test_caption_names_everything_that_moves():
     assert replace(BLUE_ON_WHITE, motion="still").caption == "a blue circle rests on a white background"
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("motion", DIRECTIONS)
 def test_shape_moves_as_captioned(motion):
     scene = replace(BLUE_ON_WHITE, motion=motion)
     frames = render(scene, 96, 64, 5)
@@ -40,11 +59,13 @@ def test_shape_moves_as_captioned(motion):
     assert (steps == said).all()
 
 
-@pytest.mark.parametrize("shape", SHAPE_SIDES)
+@pytest.mark.parametrize("shape", ALL_SHAPES)
 def test_area_is_that_of_the_ideal_shape(shape):
     scene = replace(BLUE_ON_WHITE, shape=shape, angle=0.1)
-    radius, sides = scene.size * 128, SHAPE_SIDES[shape]
-    ideal = np.pi * radius**2 if sides == 0 else sides / 2 * radius**2 * np.sin(2 * np.pi / sides)
+    radius, outline = scene.size * 128, ALL_SHAPES[shape]
+    # Two triangles per point: from the centre to the point to the inner end of its edge.
+    corners = outline.points * outline.inner * np.sin(np.pi / outline.points) if outline.points else np.pi
+    ideal = radius**2 * corners
     drawn = cover_of(render(scene, 160, 128, 1)[0], scene).sum()
     assert drawn == pytest.approx(ideal, rel=0.01)
 
@@ -72,7 +93,7 @@ def test_random_shapes_stay_inside_the_frame():
     for _ in range(40):
         scene = random_scene(rng)
         assert scene.colour != scene.background
-        background = COLOURS[scene.background]
+        background = COLOURS[scene.background].rgb
         for frame in render(scene, 80, 64, 3):
             rim = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]]).astype(int)
             # A shape that touches the edge leaves half a pixel's share of itself there at most.
@@ -82,6 +103,77 @@ def test_random_shapes_stay_inside_the_frame():
 def test_eight_demo_scenes_show_every_shape_and_colour():
     scenes = demo_scenes()
     assert len(scenes) == len({scene.caption for scene in scenes}) == 8
-    assert {scene.shape for scene in scenes} == set(SHAPE_SIDES)
+    assert {scene.shape for scene in scenes} == set(SHAPES)
     assert {scene.colour for scene in scenes} == set(COLOURS)
     assert demo_scenes(3) == scenes[:3]
+
+
+def areas_of(scene: Scene) -> list[float]:
+    return [cover_of(frame, scene).sum() for frame in render(scene, 64, 64, 5)]
+
+
+def test_growing_and_shrinking_change_the_size_alone():
+    grown = areas_of(replace(BLUE_ON_WHITE, motion="grow"))
+    assert grown == sorted(grown)
+    assert grown[-1] > 2 * grown[0]
+    assert areas_of(replace(BLUE_ON_WHITE, motion="shrink")) == pytest.approx(grown[::-1], rel=1e-3)
+
+
+def test_a_bounce_ends_where_it_began_and_touches_the_far_side_half_way():
+    scene = replace(BLUE_ON_WHITE, motion="bounce sideways")
+    columns = [centre_of(frame, scene)[0] for frame in render(scene, 64, 64, 5)]
+    assert columns[0] == pytest.approx(columns[-1], abs=0.1)
+    assert columns[2] == max(columns) > columns[0] + 10
+
+
+def test_turning_keeps_place_and_area_and_changes_the_picture():
+    scene = replace(BLUE_ON_WHITE, motion="turn", shape="triangle")
+    frames = render(scene, 64, 64, 5)
+    assert areas_of(scene) == pytest.approx([areas_of(scene)[0]] * 5, rel=0.02)
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 100
+
+
+def test_a_spiral_goes_more_than_once_around_its_start_and_ever_further():
+    scene = replace(BLUE_ON_WHITE, motion="spiral")
+    centres = np.array([centre_of(frame, scene) for frame in render(scene, 96, 96, 17)])
+    from_start = centres - centres[0]
+    distance = np.hypot(*from_start.T)
+    angle = np.unwrap(np.arctan2(from_start[2:, 1], from_start[2:, 0]))
+    assert (np.diff(distance) > 0).all()
+    assert abs(angle[-1] - angle[0]) > 1.8 * np.pi
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_concept_clips_show_one_new_thing_and_known_ones_otherwise(concept):
+    scenes = concept_scenes(concept)
+    assert len(set(scenes)) == 12
+    for scene in scenes:
+        names = (scene.shape, scene.colour, scene.motion, scene.background)
+        known = [name in pool for name, pool in zip(names, (SHAPES, COLOURS, MOTIONS, COLOURS), strict=True)]
+        assert [name for name, is_known in zip(names, known, strict=True) if not is_known] == [concept]
+
+
+def test_no_random_scene_names_a_concept():
+    rng = np.random.default_rng(0)
+    captions = " ".join(random_scene(rng).caption for _ in range(500))
+    assert not any(concept in captions for concept in CONCEPTS)
+
+
+def test_held_out_combinations_are_known_names_in_a_fixed_order():
+    names = held_out_names(128)
+    assert len(set(names)) == 128
+    assert names == held_out_names(200)[:128]
+    assert all(one.is_held_out for one in names)
+    assert 0.05 < sum(one.is_held_out for one in all_names()) / sum(1 for _ in all_names()) < 0.12
+    with pytest.raises(ValueError, match="number of held-out"):
+        held_out_names(100_000)
+
+
+def test_captions_say_the_same_in_two_languages():
+    long, short, chinese = Names("star", "orange", "spiral", "blue").captions
+    assert long == "an orange star moves in a spiral on a blue background"
+    assert short == "orange star moves in a spiral over blue"
+    assert chinese == "一个橙色的星形在蓝色背景上螺旋移动"
+    assert len({Names("circle", "red", motion, "blue").captions[2] for motion in ALL_MOTIONS}) == len(
+        ALL_MOTIONS
+    )

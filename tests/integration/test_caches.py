@@ -26,7 +26,8 @@ from longcat_tune.cli import main
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data import cache
 from longcat_tune.data.cache import ORIGIN
-from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.model.text_encoder import TextEncoder
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint

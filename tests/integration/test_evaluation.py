@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from longcat_tune.checkpoint.lora_file import LORA_FILE, read_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.data.cache import read_latents, read_text
-from longcat_tune.data.demo import Scene, render
+from longcat_tune.data.demo import Scene
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.errors import DataError
 from longcat_tune.model.lora import load_lora

@@ -21,7 +21,8 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longcat_tune.data.demo import Scene, random_scene, render
+from longcat_tune.data.demo import Scene, random_scene
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.errors import CheckpointError, DataError
 from longcat_tune.model.vae import VideoAutoencoder, latent_channels, vae_identity
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from longcat_tune.data.demo import demo_scenes, render
+from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo_drawing import render
 from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs.fitting import Decoder

@@ -80,6 +80,7 @@ def validate(
 def check(
     config: ConfigFile = None,
     as_json: AsJson = False,
+    clips: Annotated[bool, typer.Option("--clips", help="List every clip, too.")] = False,
     device_memory: Annotated[
         str | None,
         typer.Option("--device-memory", metavar="SIZE", help="Plan for a card of this memory, as 24GiB."),
@@ -105,7 +106,7 @@ def check(
     from longcat_tune.runs.machine import OtherMachine
 
     other = OtherMachine(device_memory, host_memory, device_name)
-    run(run_config, config_dir=config_dir, as_json=as_json, other=other)
+    run(run_config, config_dir=config_dir, as_json=as_json, clips=clips, other=other)
 
 
 def init(
@@ -125,6 +126,22 @@ def init(
     from longcat_tune.runs.init import init as run
 
     run(clips_dir, i2v=i2v, demo=demo, flavour=flavour)
+
+
+def thumbnails(
+    clips_dir: Annotated[Path, typer.Argument(metavar="CLIPS_DIR", help="Folder of clips, images or both.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the thumbnails.")],
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Pixels of the longer edge.")] = 256,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Numbered pictures are images of their own, not one clip.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a small picture of every clip and image, and an index.json; goes on where it was stopped."""
+    _set_up_log(verbose=verbose)
+    from longcat_tune.runs.thumbnails import thumbnails as run
+
+    run(clips_dir, out=out, size=size, apart=apart)
 
 
 def cache_status(
@@ -259,6 +276,7 @@ CONFIG_COMMANDS: Mapping[str, Callable[..., None]] = {
 
 PLAIN_COMMANDS: Mapping[str, Callable[..., None]] = {
     "init": init,
+    "thumbnails": thumbnails,
     "lora inspect": lora_inspect,
     "lora convert": lora_convert,
     "lora merge": lora_merge,

@@ -21,20 +21,35 @@ from longcat_tune.runs.problems import (
     raise_problems,
     show_json,
 )
-from longcat_tune.runs.report import plan_report
-from longcat_tune.runs.report_text import bucket_table, dataset_lines, notice_lines, render_lines, step_lines
+from longcat_tune.runs.report import clip_rows, plan_report
+from longcat_tune.runs.report_text import (
+    bucket_table,
+    clip_lines,
+    dataset_lines,
+    notice_lines,
+    render_lines,
+    step_lines,
+)
 
 UNLIMITED = 1000
 """Columns; more than any table needs."""
 
 
-def check(config: RunConfig, *, config_dir: Path, as_json: bool, other: OtherMachine = THIS_MACHINE) -> None:
+def check(
+    config: RunConfig,
+    *,
+    config_dir: Path,
+    as_json: bool,
+    clips: bool = False,
+    other: OtherMachine = THIS_MACHINE,
+) -> None:
     """Show the plan of a run, and all that is wrong with it.
 
     Args:
         config: what was asked.
         config_dir: where relative paths of the config start.
         as_json: for machines; the same content as one object and nothing else, also when there are problems.
+        clips: list every clip, too.
         other: what is known of another machine that the run is for.
 
     Raises:
@@ -46,6 +61,8 @@ def check(config: RunConfig, *, config_dir: Path, as_json: bool, other: OtherMac
         flight = preflight(config, config_dir=config_dir, trains=True, machine=machine)
     report = plan_report(flight.plan, flight.requests, flight.checkpoint, config.training)
     report["memory"] = None if flight.memory is None else memory_report(flight.memory)
+    if clips:
+        report["clips"] = clip_rows(flight.plan)
     if as_json:
         show_json(report | {"problems": [problem.as_json() for problem in flight.problems]})
     else:
@@ -59,6 +76,7 @@ def _show(flight: Preflight, report: dict[str, Any], config: RunConfig) -> None:
     _show_table(bucket_table(report))
     _show_lines(
         [
+            *clip_lines(report.get("clips", ())),
             *dataset_lines(report),
             *step_lines(report),
             *render_lines(flight.requests, framerate=config.data.framerate),

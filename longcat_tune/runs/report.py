@@ -15,13 +15,14 @@ from typing import Any
 from longcat_tune import __version__
 from longcat_tune.config.training import TrainingSection
 from longcat_tune.data.epochs import DatasetBatches
+from longcat_tune.data.planning import clip_id
 from longcat_tune.data.sampler import count_batches
 from longcat_tune.data.tasks import given_frames
 from longcat_tune.runs.build import CheckpointFolders
 from longcat_tune.runs.plan import PlannedDataset, RunPlan
 from longcat_tune.runs.steps import launched_processes
 from longcat_tune.sampling.requests import RenderRequest
-from longcat_tune.types import Task
+from longcat_tune.types import PlannedClip, Task
 
 VERSIONED = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -77,6 +78,30 @@ def plan_report(
         ],
         "versions": {"longcat-tune": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
+
+
+def clip_rows(plan: RunPlan) -> list[dict[str, Any]]:
+    """Every clip of a plan with what becomes of it; a file that is cut into several has a row for each."""
+    return [_clip_row(clip) for dataset in plan.datasets for clip in dataset.plan.clips]
+
+
+def _clip_row(clip: PlannedClip) -> dict[str, Any]:
+    record, start = clip.record, clip.record.conditioning
+    return {
+        "dataset": record.dataset_id,
+        "clip": clip_id(clip),
+        "file": str(record.path),
+        "kind": record.kind,
+        "width": record.width,
+        "height": record.height,
+        "fps": round(record.fps, 3),
+        "seconds": round(record.seconds, 3),
+        "bucket": clip.bucket.name,
+        "frames": clip.bucket.num_frames,
+        "first_frames": list(clip.windows),
+        "captions": list(record.captions),
+        "start_image": None if start is None else str(start.path),
     }
 
 

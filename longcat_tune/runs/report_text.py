@@ -36,6 +36,17 @@ def bucket_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def clip_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What becomes of each clip: bucket, frames, its captions, and where its start image is."""
+    lines = []
+    for row in rows:
+        frames = "1 frame" if row["frames"] == 1 else f"{row['frames']} frames"
+        starts = f", starts from {row['start_image']}" if row["start_image"] is not None else ""
+        captions = " | ".join(row["captions"])
+        lines.append(one_line(f"{row['clip']}: {row['bucket']}, {frames}{starts}: {captions}"))
+    return lines
+
+
 def dataset_lines(report: dict[str, Any]) -> list[str]:
     """How many files of each dataset were found, used, refused and left out; tasks that are not plain t2v."""
     lines = []

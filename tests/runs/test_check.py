@@ -124,6 +124,45 @@ def test_machines_get_one_object_also_with_problems(tmp_path: Path, capsys) -> N
     assert length["remedy"] == 'add "max_train_steps": 1000 to the config'
 
 
+def test_every_clip_is_listed_where_that_is_asked_for(tmp_path: Path, capsys) -> None:
+    clips, stills = make_clips(tmp_path / "clips", 2, frames=20), tmp_path / "stills"
+    (clips / "clip-0.txt").write_text("one\ntwo")
+    still = write_image(stills / "clip-0.png", size=(64, 64))
+    entries = [
+        video_entry(clips, is_i2v=True, conditioning_data=["stills"]),
+        {"id": "stills", "dataset_type": "conditioning", "instance_data_dir": str(stills)},
+        video_entry(clips, id="held", dataset_type="eval", video={"num_frames": 9, "clip_selection": "all"}),
+    ]
+    config = make_run(tmp_path, entries)
+    with pytest.raises(DataError):
+        check(config, config_dir=tmp_path, as_json=True, clips=True, other=LARGE)
+    rows = json.loads(capsys.readouterr().out)["clips"]
+    paired, *held = rows
+    assert paired == {
+        "dataset": "clips",
+        "clip": "clips/clip-0.mp4",
+        "file": str(clips / "clip-0.mp4"),
+        "kind": "video",
+        "width": 64,
+        "height": 64,
+        "fps": 15.0,
+        "seconds": 1.333,
+        "bucket": "64x64@9",
+        "frames": 9,
+        "first_frames": [0],
+        "captions": ["one", "two"],
+        "start_image": str(still),
+    }
+    assert [(row["clip"], row["first_frames"]) for row in held[:2]] == [
+        ("held/clip-0.mp4#1", [0]),
+        ("held/clip-0.mp4#2", [9]),
+    ]
+    with pytest.raises(DataError):
+        check(config, config_dir=tmp_path, as_json=False, clips=True, other=LARGE)
+    line = f"clips/clip-0.mp4: 64x64@9, 9 frames, starts from {still}: one | two"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_machines_get_the_problems_of_the_data_file_too(tmp_path: Path, capsys) -> None:
     datasets = [{"id": "a", "instance_data_dir": "a", "repeats": -1}, {"id": "a"}]
     with pytest.raises(ConfigError):

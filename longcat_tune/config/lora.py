@@ -56,7 +56,7 @@ def _check_expressions(patterns: Iterable[str]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"holds an expression that cannot be read, {pattern!r} ({error}); correct it"
             ) from error

@@ -136,7 +136,8 @@ def as_list(value: object) -> object:
 
 def zero_is_none(value: object) -> object:
     """Read 0 as "not given", as SimpleTuner's configs write it."""
-    return None if value in {0, "0"} else value
+    # Not a set: a list or an object has no hash, and is for the schema to refuse.
+    return None if value in (0, "0") else value
 
 
 def word_of_bool(value: object) -> object:

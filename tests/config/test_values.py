@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from longcat_tune.config.run import keys
 from longcat_tune.config.values import FrameSize, as_list, check_num_frames, frame_sizes, parse_frame_size
+from longcat_tune.errors import ConfigError
+from tests.config.helpers import config_of
 
 
 def rule(function, value) -> str:
@@ -68,3 +73,12 @@ def test_text_becomes_a_list():
     assert as_list("peft, official,") == ["peft", "official"]
     assert as_list('["a,b"]') == ["a,b"]
     assert rule(as_list, '["a"').startswith("is not a JSON list (")
+
+
+@pytest.mark.parametrize("value", [[], ["x"], ["a{99999999999}"], {}, {"(": 1}, True, 10**400])
+def test_a_value_of_any_kind_is_taken_or_told_of(tmp_path: Path, value: object) -> None:
+    for key in keys():
+        try:
+            config_of(tmp_path, {key: value})
+        except ConfigError as error:
+            assert key in str(error)

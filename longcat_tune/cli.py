@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from longcat_tune import __version__
 from longcat_tune.commands import CONFIG_COMMANDS, GROUPS, PLAIN_COMMANDS
-from longcat_tune.errors import NotAvailableYetError, UserError
+from longcat_tune.errors import UserError
 
 INTERRUPTED = 130
 """The exit code that Ctrl-C comes back as."""
@@ -64,8 +64,6 @@ def build_app(words: Sequence[str]) -> typer.Typer:
         groups.get(group, app).command(own_name)(command)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
-    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("server", help="The web UI (not available yet).", context_settings=anything)(_server)
     return app
 
 
@@ -118,10 +116,6 @@ def _key_options() -> list[inspect.Parameter]:
         keyword = inspect.Parameter.KEYWORD_ONLY
         options.append(inspect.Parameter(key, keyword, default=None, annotation=annotation))
     return options
-
-
-def _server() -> None:
-    raise NotAvailableYetError("longcat-tune server: not available yet: the web UI comes last")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -262,6 +262,30 @@ def lora_merge(
     run(base, [strength_given(one) for one in loras], out)
 
 
+def server(
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; other than this machine needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on; 0 takes a free one.")
+    ] = 8001,
+    workspace: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder it may see; may be repeated, the first is written to. [longcat-tune-workspace]",
+        ),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """The web UI: datasets, runs, renders and previews in the browser."""
+    _set_up_log(verbose=verbose)
+    from longcat_tune.server.serve import serve as run
+
+    run(workspace or (), host=host, port=port, open_browser=open_browser)
+
+
 CONFIG_COMMANDS: Mapping[str, Callable[..., None]] = {
     "train": train,
     "cache-latents": cache_latents,
@@ -280,6 +304,7 @@ PLAIN_COMMANDS: Mapping[str, Callable[..., None]] = {
     "lora inspect": lora_inspect,
     "lora convert": lora_convert,
     "lora merge": lora_merge,
+    "server": server,
 }
 
 GROUPS = {

@@ -32,7 +32,9 @@ ALLOWED = {
     "config": GROUND,
     **dict.fromkeys(BENCH, SHARED),
     "runs": BENCH | SHARED,
-    "commands": {"runs"} | SHARED,
+    # The tool is reached by its commands as subprocesses, so that what it loads never burdens the pages.
+    "server": GROUND | {"config"},
+    "commands": {"runs", "server"} | SHARED,
     "cli": {"commands"} | SHARED,
     "__main__": {"cli"},
 }
@@ -56,11 +58,20 @@ DOORS = {
     "schedulefree": ["training/optimizers.py"],
     "tensorboard": ["training/trackers.py"],
     "wandb": ["training/trackers.py"],
+    "fastapi": ["server/*.py"],
+    "starlette": ["server/*.py"],
+    "uvicorn": ["server/*.py"],
+    "sse_starlette": ["server/*.py"],
+    "jinja2": ["server/*.py"],
 }
 """The only files that may import each heavy library."""
 
 NO_TORCH = {"types", "errors", "log", "files", "config", "commands", "cli"}
 """What `longcat-tune --help` reads; it may name torch's types, and load torch inside a function."""
+
+LIGHT = {"server"}
+TOO_HEAVY_FOR_THEM = {"torch", "numpy", "huggingface_hub"}
+"""Not even inside a function: the web UI starts at once and leaves the memory to the runs."""
 
 MAX_LINES = 400
 
@@ -96,6 +107,8 @@ def import_faults(name: str, room: str, module: str) -> Iterator[str]:
     top, *rest = module.split(".")
     if top in DOORS and not any(fnmatch(name, door) for door in DOORS[top]):
         yield f"{top} is imported outside {', '.join(DOORS[top])}"
+    if room in LIGHT and top in TOO_HEAVY_FOR_THEM:
+        yield f"{room} may not import {top}"
     if top != PACKAGE or not rest or rest[0] in {room, "__version__"}:
         return
     if rest[0] not in ALLOWED[room]:
@@ -193,6 +206,10 @@ def test_the_house_has_no_faults():
             "import accelerate",
             "accelerate is imported outside runs/*.py, training/parts.py",
         ),
+        ("server/x.py", "def f():\n    import torch", "server may not import torch"),
+        ("server/x.py", "from longcat_tune.runs.check import check", "server may not import runs"),
+        ("runs/x.py", "from longcat_tune.server.settings import Settings", "runs may not import server"),
+        ("cli.py", "def f():\n    from fastapi import FastAPI", "fastapi is imported outside server/*.py"),
         ("config/x.py", "import torch", "loads torch at import"),
         ("cli.py", "try:\n    from torch.nn import Module\nfinally:\n    pass", "loads torch at import"),
         ("log.py", "class Bar:\n    import torch.nn", "loads torch at import"),
@@ -217,6 +234,7 @@ def test_a_planted_fault_is_found(tmp_path, name, text, what):
             "runs/x.py",
             "from longcat_tune.config import run\nfrom longcat_tune.model import vae\nimport accelerate",
         ),
+        ("server/x.py", "from fastapi import FastAPI\nfrom longcat_tune.config.run import RunConfig"),
         ("training/x.py", "from . import step\nfrom longcat_tune.flow.loss import flow_loss\nimport torch"),
         ("data/video_packets.py", "import av\nimport decord"),
         ("model/block_sparse/kernels.py", "import triton.language as tl\nfrom ..attention import sdpa"),

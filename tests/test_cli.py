@@ -194,12 +194,6 @@ def test_a_wrong_command_line_or_config_is_told_with_code_2(capsys, words, messa
     assert printed.startswith(f"error: {message}"), printed
 
 
-def test_the_web_ui_says_that_it_is_to_come(capsys):
-    assert main(["server", "--port", "8001"]) == 2
-    said = "error: longcat-tune server: not available yet: the web UI comes last\n"
-    assert capsys.readouterr().err == said
-
-
 def test_lora_commands_convert_inspect_and_merge(tmp_path, capsys):
     down, up = torch.ones(2, 192), torch.ones(192, 2)
     weights = {"blocks.0.attn.proj.lora_A.weight": down, "blocks.0.attn.proj.lora_B.weight": up}

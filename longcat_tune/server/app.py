@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
 from longcat_tune.server import security
+from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import LANGUAGE_COOKIE, page, refusal_reply
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.settings import Settings
@@ -41,9 +42,12 @@ def create_app(settings: Settings) -> FastAPI:
     """
     # Some systems list scripts as plain text, which the browser then refuses to run.
     mimetypes.add_type("text/javascript", ".js")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    workspace = Workspace(settings.roots)
+    jobs = JobBoard(workspace.state / "jobs", command=settings.command, working_folder=workspace.home)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lambda _: jobs.scheduling())
     app.state.settings = settings
-    app.state.workspace = Workspace(settings.roots)
+    app.state.workspace = workspace
+    app.state.jobs = jobs
     app.add_middleware(security.Guard, settings=settings, body_limits=BODY_LIMITS)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)

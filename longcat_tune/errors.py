@@ -21,10 +21,6 @@ class ConfigError(UserError):
     exit_code = 2
 
 
-class NotAvailableYetError(ConfigError):
-    """A known key or value whose feature is not built yet."""
-
-
 class DataError(UserError):
     """A clip, caption, image or cache file that cannot be used."""
 

@@ -5,20 +5,18 @@ Knows nothing of pages. One class, in front of the whole app, so that no route c
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, MutableMapping
-from ipaddress import ip_address
 from secrets import compare_digest
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longcat_tune.server.pages import refusal_reply
+from longcat_tune.server.pages import page, refusal_reply
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.settings import Settings, is_loopback
 
@@ -94,14 +92,14 @@ class Guard:
 def check_host(request: Request, settings: Settings) -> None:
     """Refuse names that are not this server's: another site's name may be made to lead here.
 
+    Where there is a token any name will do, a proxy's too: the browser has no cookie for another site's.
+
     Raises:
         Refusal: there is not one Host, or it is not ours.
     """
     hosts = request.headers.getlist("host")
     host = _host_name(hosts[0]) if len(hosts) == 1 else ""
-    if host in {settings.host.lower(), "localhost"} or is_loopback(host):
-        return
-    if settings.remote and (_is_address(host) or host in _own_names()):
+    if host and (is_loopback(host) or settings.token is not None):
         return
     address = f"http://localhost:{settings.port}"
     raise Refusal(421, "app.wrong_host", name=", ".join(hosts)[:80], address=address)
@@ -134,7 +132,7 @@ def admit(request: Request, settings: Settings) -> Response | None:
         settings: has the token.
 
     Returns:
-        None, or for a token in the address a redirect that puts it into a cookie.
+        None, or for a token in the address a page that puts it into a cookie and goes on to home.
 
     Raises:
         Refusal: no token, or a wrong one.
@@ -144,9 +142,10 @@ def admit(request: Request, settings: Settings) -> Response | None:
     cookie = f"longcat_tune_{settings.port}"
     given = request.query_params.get("token") if request.url.path == "/" else None
     if given is not None and _fits(given, settings.token):
-        reply = RedirectResponse("/", 303)
+        # No redirect: after a link on another site, as in a web terminal, it would take no strict cookie.
+        reply = page(request, "app_welcome.html")
         secure = request.url.scheme == "https"
-        reply.set_cookie(cookie, settings.token, COOKIE_LIFE, httponly=True, samesite="strict", secure=secure)
+        reply.set_cookie(cookie, given, COOKIE_LIFE, httponly=True, samesite="strict", secure=secure)
         return reply
     in_cookie = request.cookies.get(cookie)
     if given is None and (_bearer_fits(request, settings) or _fits(in_cookie, settings.token)):
@@ -206,20 +205,6 @@ def _host_name(host: str) -> str:
     except ValueError:
         return ""
     return parts.hostname or "" if parts.netloc == host and "@" not in host else ""
-
-
-def _is_address(host: str) -> bool:
-    """Whether it is an address: those lead to one machine, whatever another site does with its own names."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _own_names() -> set[str]:
-    name = socket.gethostname().lower()
-    return {name, f"{name}.local"}
 
 
 def _same_origin(origin: str, request: Request) -> bool:

@@ -131,7 +131,9 @@ class Workspace:
     def without_paths(self, text: str) -> str:
         """A text of a subprocess for somebody on another machine: no absolute path of this one is left."""
         for label, root in [("", self.home), *self._labels.items()]:
-            text = re.sub(re.escape(str(root)) + r"(?=/|\b|$)/?", f"{label}/" if label else "", text)
+            prefix = re.escape(str(root))
+            text = re.sub(rf"{prefix}/", f"{label}/" if label else "", text)
+            text = re.sub(rf"{prefix}(?![\w-]|\.\w)", label or ".", text)
         return URL_OR_PATH.sub(lambda found: found[0] if found["url"] else HIDDEN_PATH, text)
 
 

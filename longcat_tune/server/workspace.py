@@ -131,9 +131,9 @@ class Workspace:
     def without_paths(self, text: str) -> str:
         """A text of a subprocess for somebody on another machine: no absolute path of this one is left."""
         for label, root in [("", self.home), *self._labels.items()]:
-            prefix = re.escape(str(root))
-            text = re.sub(rf"{prefix}/", f"{label}/" if label else "", text)
-            text = re.sub(rf"{prefix}(?![\w-]|\.\w)", label or ".", text)
+            text = text.replace(f"{root}/", f"{label}/" if label else "")
+            whole = re.compile(rf"{re.escape(str(root))}(?![\w-]|\.\w)")
+            text = whole.sub(lambda _, label=label: label or ".", text)
         return URL_OR_PATH.sub(lambda found: found[0] if found["url"] else HIDDEN_PATH, text)
 
 

@@ -5,10 +5,10 @@ Knows nothing of pages. One class, in front of the whole app, so that no route c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
 from secrets import compare_digest
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -26,6 +26,7 @@ SAFE_METHODS = {"GET", "HEAD"}
 """They change nothing; no route of ours may."""
 OPEN_TO_ALL = "/static/"
 """What needs no token: the same files as in everybody's wheel; the page that asks for the token has them."""
+HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", re.IGNORECASE)
 COOKIE_LIFE = 30 * 24 * 3600
 
 POLICY = {
@@ -198,13 +199,9 @@ def _too_large(limit: int) -> Refusal:
 
 
 def _host_name(host: str) -> str:
-    """Without the port; empty where it is no host."""
-    try:
-        parts = urlsplit(f"//{host}")
-        _ = parts.port  # raises where it is no number
-    except ValueError:
-        return ""
-    return parts.hostname or "" if parts.netloc == host and "@" not in host else ""
+    """Without port or brackets; empty where it is no host."""
+    found = HOST.fullmatch(host)
+    return found["name"].strip("[]") if found else ""
 
 
 def _same_origin(origin: str, request: Request) -> bool:

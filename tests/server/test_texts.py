@@ -19,19 +19,19 @@ TEMPLATES = sorted((ROOM / "templates").glob("*.html"))
 SCRIPTS = sorted((ROOM / "static").glob("*.js"))
 
 QUOTED = re.compile(r"""["']([a-z]+\.[a-z0-9_]+)["']""")
-ATTRIBUTES = re.compile(r"""\b(?:alt|title|placeholder|aria-label|value)=(?:"([^"]*)"|'([^']*)')""")
+ATTRIBUTES = re.compile(r"""\b(?:alt|title|placeholder|aria-label)=(?:"([^"]*)"|'([^']*)')""")
 INLINE = re.compile(
     r"""<style|\sstyle=|<script(?![^>]*\bsrc=)|\son[a-z]+=|hx-on|hx-vals=.js|javascript:""", re.I
 )
 DANGEROUS = re.compile(
-    r"""\beval\(|new Function|innerHTML|outerHTML|insertAdjacentHTML|document\.write|\bstyle["'],"""
+    r"""\beval\(|new Function|\.innerHTML|\.outerHTML|insertAdjacentHTML|document\.write|\bstyle["'],"""
 )
 
 
 LONGEST_NAME = 3
 """Words."""
 WORD = re.compile(r"[^\W\d_]{2,}")
-UNITS = {"GiB", "MiB", "GB", "MB", "kB", "px", "ms"}
+UNITS = {"GiB", "MiB", "GB", "MB", "kB", "px", "ms", "UTC"}
 
 
 def features() -> set[str]:

@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import webbrowser
+from asyncio import CancelledError
 from collections.abc import Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -121,7 +122,7 @@ def listen(host: str, port: int) -> socket.socket:
 def address(settings: Settings) -> str:
     """What to open in a browser; it lets in who has it."""
     host = settings.host
-    if is_loopback(host):
+    if host in {"127.0.0.1", "::1"}:
         host = "localhost"
     elif host in {"0.0.0.0", "::"}:
         host = socket.gethostname()
@@ -140,8 +141,8 @@ def make_server(settings: Settings) -> uvicorn.Server:
 
     from longcat_tune.server.app import create_app
 
-    # Our log shows what uvicorn warns of. Its words on what it cuts off at the end would be no news.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         create_app(settings),
         loop="asyncio",
@@ -154,3 +155,9 @@ def make_server(settings: Settings) -> uvicorn.Server:
         timeout_graceful_shutdown=SECONDS_FOR_REPLIES,
     )
     return uvicorn.Server(config)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn's is worth showing: that the end cuts off open streams is not."""
+    failed_with = record.exc_info[0] if record.exc_info else None
+    return failed_with is not CancelledError and not record.getMessage().startswith("Cancel ")

@@ -133,7 +133,7 @@ class Workspace:
         for label, root in [("", self.home), *self._labels.items()]:
             text = text.replace(f"{root}/", f"{label}/" if label else "")
             whole = re.compile(rf"{re.escape(str(root))}(?![\w-]|\.\w)")
-            text = whole.sub(lambda _, label=label: label or ".", text)
+            text = (label or ".").join(whole.split(text))
         return URL_OR_PATH.sub(lambda found: found[0] if found["url"] else HIDDEN_PATH, text)
 
 

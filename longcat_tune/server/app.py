@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
-from longcat_tune.server import security
+from longcat_tune.server import gallery, run_files, security
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import LANGUAGE_COOKIE, page, refusal_reply
 from longcat_tune.server.replies import Refusal
@@ -26,7 +26,7 @@ from longcat_tune.server.workspace import Workspace
 STATIC = Path(__file__).parent / "static"
 YEAR = 365 * 24 * 3600
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (gallery.router, run_files.router)
 """Of every feature."""
 BODY_LIMITS: Mapping[str, int] = {}
 """Routes that take more than `security.BODY_LIMIT` bytes."""

@@ -15,7 +15,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
-from longcat_tune.server import gallery, new_run, run_files, security
+from longcat_tune.server import datasets, datasets_browse, gallery, new_run, run_files, security
+from longcat_tune.server.datasets_work import DatasetWork
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import LANGUAGE_COOKIE, page, refusal_reply
 from longcat_tune.server.preflight import Preflights
@@ -27,7 +28,13 @@ from longcat_tune.server.workspace import Workspace
 STATIC = Path(__file__).parent / "static"
 YEAR = 365 * 24 * 3600
 
-ROUTERS: tuple[APIRouter, ...] = (new_run.router, gallery.router, run_files.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    new_run.router,
+    gallery.router,
+    run_files.router,
+    datasets_browse.router,
+    datasets.router,
+)
 """Of every feature; /runs/new comes before /runs/{run}."""
 BODY_LIMITS: Mapping[str, int] = {}
 """Routes that take more than `security.BODY_LIMIT` bytes."""
@@ -49,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.workspace = workspace
     app.state.jobs = jobs
+    app.state.dataset_work = DatasetWork.of(settings, workspace)
     app.state.preflights = Preflights(settings.command, workspace.home, workspace.state / "drafts")
     app.add_middleware(security.Guard, settings=settings, body_limits=BODY_LIMITS)
     app.add_exception_handler(HTTPException, _refused)

@@ -19,9 +19,17 @@ from starlette.responses import Response
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import fragment, language_of, page
 from longcat_tune.server.preflight import Preflights, SupersededError
-from longcat_tune.server.preflight_device import conditions
-from longcat_tune.server.preflight_report import length_of, memory_rows, shown_problems
-from longcat_tune.server.presets import FLAVOUR, PRESETS, STARTS, fitting_presets, with_flavour, with_preset
+from longcat_tune.server.preflight_device import card_mib, conditions
+from longcat_tune.server.preflight_report import length_of, memory_peak, memory_rows, shown_problems
+from longcat_tune.server.presets import (
+    FLAVOUR,
+    PRESETS,
+    STARTS,
+    fitting_presets,
+    preset_for,
+    with_flavour,
+    with_preset,
+)
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.run_config import Finding, Judged, judge, path_problems, placed, text_of_values
 from longcat_tune.server.run_folders import (
@@ -107,7 +115,7 @@ def new_run(request: Request, dataset: str = "", like: str = "") -> Response:
     """
     workspace = workspace_of(request)
     datasets = dataset_files(workspace)
-    values = config_of(workspace, like) if like else with_flavour({}, "final")
+    values = config_of(workspace, like) if like else _start_of(jobs_of(request))
     chosen = f"datasets/{dataset}.json"
     if chosen in datasets:
         values[DATA] = chosen
@@ -178,6 +186,7 @@ async def check(request: Request, draft: Draft) -> dict[str, Any]:
         report=outcome.report or {},
         problems=shown_problems(outcome.report or {}, clean),
         memory=memory_rows(outcome.report or {}),
+        peak=memory_peak(outcome.report or {}),
         length=length_of(outcome.report or {}),
         busy=around.busy,
         limit=preflights.time_limit,
@@ -231,6 +240,14 @@ def preflights_of(request: Request) -> Preflights:
     return cast(Preflights, request.app.state.preflights)
 
 
+def _start_of(jobs: JobBoard) -> dict[str, Any]:
+    """A config for the machine: of the released model where there is a card, else of the miniature."""
+    device = jobs.devices[0]
+    if device.number is None:
+        return with_flavour({}, "tiny")
+    return with_preset(with_flavour({}, "final"), preset_for(card_mib(device)))
+
+
 def _form_page(
     request: Request,
     values: Mapping[str, Any],
@@ -252,6 +269,7 @@ def _form_page(
         fields=fields_of_values(values),
         first={key: form_field(key) for key in CHOSEN_FIRST},
         sections=form_sections(),
+        unset=("null", '""'),
         flavours=list(STARTS),
         presets=PRESETS.values(),
         fitting=fitting_presets(values),

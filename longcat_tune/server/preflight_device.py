@@ -1,4 +1,6 @@
-"""What a check should plan for: a device that is free, else what a busy one has when its job is over.
+"""The device that a run is likely to get: what a check should plan for, and how large a card is.
+
+A device that is free counts as it is; of a busy one, what it will have when its job is over.
 
 Knows nothing of configs.
 """
@@ -6,6 +8,7 @@ Knows nothing of configs.
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 
 import psutil
 
@@ -29,17 +32,23 @@ def conditions(jobs: JobBoard) -> Conditions:
     device = jobs.devices[0]
     # What the running job has in use is free again when the new one starts.
     host = ("--host-memory", str(psutil.virtual_memory().total))
-    return Conditions((*host, *_card_option(device)), device.environment, busy=True)
+    size = card_mib(device)
+    card = () if size is None else ("--device-memory", f"{size}MiB")
+    return Conditions((*host, *card), device.environment, busy=True)
 
 
-def _card_option(device: Device) -> tuple[str, ...]:
-    if device.number is None:
-        return ()
+def card_mib(device: Device) -> int | None:
+    """Memory of a card in MiB, all of it; None without a card, or where the driver does not say."""
+    return None if device.number is None else _asked_mib(device.id)
+
+
+@cache
+def _asked_mib(card: str) -> int | None:
     try:
         asked = subprocess.run(
-            [*MEMORY_QUERY, device.id], capture_output=True, text=True, timeout=PATIENCE, check=False
+            [*MEMORY_QUERY, card], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ()
+        return None
     size = asked.stdout.strip()
-    return ("--device-memory", f"{size}MiB") if size.isdigit() else ()
+    return int(size) if size.isdecimal() else None

@@ -95,6 +95,15 @@ def memory_rows(report: Report) -> list[MemoryRow]:
     ]
 
 
+def memory_peak(report: Report) -> tuple[float, float] | None:
+    """What the fullest part needs of the card, or of main memory without one; and what is free, in GiB."""
+    memory = report.get("memory")
+    if memory is None:
+        return None
+    where = "host" if memory["device_free"] is None else "device"
+    return max(part[where]["bytes"] for part in memory["parts"]) / GIB, memory[f"{where}_free"] / GIB
+
+
 def shown_problems(report: Report, clean: Callable[[str], str]) -> list[ShownProblem]:
     """The first problems, in the report's order.
 

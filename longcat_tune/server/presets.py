@@ -95,6 +95,17 @@ GOVERNED = frozenset(key for preset in PRESETS.values() for key in preset.values
 """Keys that another preset takes back."""
 
 
+def preset_for(card_mib: int | None) -> str:
+    """The name of the preset for a card; empty where none is small enough, or there is no card.
+
+    Args:
+        card_mib: memory of the card; cards have some MiB less than their name says.
+    """
+    gigabytes = 0 if card_mib is None else round(card_mib / 1024)
+    fitting = [name for name, preset in PRESETS.items() if preset.card_gb <= gigabytes]
+    return fitting[-1] if fitting else ""
+
+
 def with_preset(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The config with a preset in the place of any other one.
 

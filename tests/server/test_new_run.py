@@ -11,7 +11,7 @@ import pytest
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import keys
-from longcat_tune.server.devices import Device
+from longcat_tune.server.devices import MACHINE, Device
 from longcat_tune.server.new_run import jobs_of
 from longcat_tune.server.presets import PRESETS
 from longcat_tune.server.schema_form import MANAGED_KEYS
@@ -262,26 +262,34 @@ def test_a_run_that_waits_or_runs_is_not_changed(client, home) -> None:
     assert "data-locked" in client.get("/runs/one/config").text
 
 
-def test_a_check_beside_a_busy_device_counts_on_all_of_its_memory(client, home, monkeypatch) -> None:
-    card = Device("GPU-1", "GPU 0: Card", 0)
-    monkeypatch.setattr("longcat_tune.server.preflight_device.MEMORY_QUERY", ("echo", "24564"))
-    monkeypatch.setattr(
-        "longcat_tune.server.preflight_device._card_option", lambda _: ("--device-memory", "9MiB")
-    )
-    board = jobs_of(client)
-    monkeypatch.setattr(board, "_devices", (card,))
+@pytest.fixture
+def card(client, monkeypatch) -> Device:
+    """The only device: a card of 24,564 MiB, as the stand-in of the driver says."""
+    device = Device("GPU-of-the-tests", "GPU 0: Card", 0)
+    monkeypatch.setattr(jobs_of(client), "_devices", (device,))
+    monkeypatch.setattr("longcat_tune.server.preflight_device.MEMORY_QUERY", ("sh", "-c", "echo 24564"))
+    return device
+
+
+def test_a_check_beside_a_busy_device_counts_on_all_of_its_memory(client, home, card, monkeypatch) -> None:
     assert "All devices are busy" not in check(client, GOOD).json()["html"]
-    board.submit(kind="validate", run="", argv=["validate"])
-    monkeypatch.setattr(board, "active", lambda run=None: [Busy()] if run is None else [])
+    monkeypatch.setattr(jobs_of(client), "active", lambda run=None: [Busy()])
     assert "All devices are busy" in check(client, GOOD).json()["html"]
     free, busy = [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()]
-    assert (free["card"], busy["card"]) == ("GPU-1", "GPU-1")
+    assert (free["card"], busy["card"]) == (card.id, card.id)
     assert "--device-memory" not in free["words"]
-    assert busy["words"][-2:] == ["--device-memory", "9MiB"]
+    assert busy["words"][-2:] == ["--device-memory", "24564MiB"]
+
+
+def test_a_new_run_starts_with_what_fits_the_machine(client, card, monkeypatch) -> None:
+    values = json.loads(text_in(client.get("/runs/new").text))
+    assert values.items() >= dict(PRESETS["24"].values).items()
+    monkeypatch.setattr(jobs_of(client), "_devices", (MACHINE,))
+    assert json.loads(text_in(client.get("/runs/new").text))["model_flavour"] == "tiny"
 
 
 class Busy:
-    device, state = "GPU-1", "running"
+    device, state = "GPU-of-the-tests", "running"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import json
 import pytest
 
 from longcat_tune.config.load import load_run_config
-from longcat_tune.server.presets import GOVERNED, PRESETS, STARTS, fitting_presets, with_flavour, with_preset
+from longcat_tune.server.presets import (
+    GOVERNED,
+    PRESETS,
+    STARTS,
+    fitting_presets,
+    preset_for,
+    with_flavour,
+    with_preset,
+)
 
 
 @pytest.mark.parametrize("name", [*PRESETS])
@@ -58,3 +66,20 @@ def test_the_miniature_has_no_preset() -> None:
     assert {key: tiny[key] for key in GOVERNED if key in tiny} == {
         key: value for key, value in STARTS["tiny"].items() if key in GOVERNED
     }
+
+
+@pytest.mark.parametrize(
+    ("mib", "name"),
+    [
+        (None, ""),
+        (6144, ""),
+        (8188, "8"),
+        (11264, "8"),
+        (24564, "24"),
+        (40960, "24"),
+        (81559, "80"),
+        (143771, "80"),
+    ],
+)
+def test_a_card_has_the_largest_preset_that_fits(mib, name) -> None:
+    assert preset_for(mib) == name

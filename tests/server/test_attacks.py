@@ -6,6 +6,7 @@ The requests go to the app as bytes on a socket would: no client tidies `..` awa
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from tests.server.web import TOKEN, make_settings
 SECRET = "the-secret-outside"
 INNER = "what-only-visitors-with-the-token-see"
 OURS = {"host": "127.0.0.1:8001", "origin": "http://127.0.0.1:8001", "sec-fetch-site": "same-origin"}
+THERE = {"run": "fox", "name": "snow", "language": "en"}
+"""What parameters of an address may name that exists."""
 PARAMETER = re.compile(r"\{(\w+)(?::(\w+))?\}")
 CHANGES_NOTHING = {"/language/{language}"}
 """Takes no body, and so cannot be told a malformed one."""
@@ -174,9 +177,8 @@ def fill(path: str, values: dict[str, str]) -> str:
 
 def attacks_on(route: APIRoute, place: Path) -> Iterator[str]:
     """Targets with one parameter of the path or query wicked, and the others of something that is there."""
-    there = {"run": "fox", "name": "snow", "language": "en"}
     in_path = [name for name, _ in PARAMETER.findall(route.path)]
-    benign = {name: there.get(name, "x") for name in in_path}
+    benign = {name: THERE.get(name, "x") for name in in_path}
     for name in in_path:
         for value in wicked(place):
             yield fill(route.path, {**benign, name: value})
@@ -207,6 +209,24 @@ def test_no_parameter_leads_out_of_the_workspace(place, each):
         assert reply.headers.get("location", "/").startswith(("/", "http://127.0.0.1:8001/")), target
         assert not reply.headers.get("location", "/").startswith("//"), target
     assert tree(place) == before
+
+
+@pytest.mark.parametrize("each", CHANGES, ids=names)
+def test_no_field_of_a_form_leads_out_of_the_workspace(place, each):
+    method, path, route = each
+    app = app_of(place)
+    before = tree(place / "outside")
+    beside = sorted(place.iterdir())
+    target = fill(path, {name: THERE.get(name, "x") for name, _ in PARAMETER.findall(path)})
+    fields = [parameter.alias for parameter in route.dependant.body_params] or ["path", "name", "file"]
+    for value in wicked(place):
+        form = "&".join(f"{name}={value}" for name in fields).encode()
+        text = json.dumps(dict.fromkeys(fields, unquote(value))).encode()
+        for kind, body in (("application/x-www-form-urlencoded", form), ("application/json", text)):
+            headers = {**OURS, "content-type": kind, "content-length": str(len(body))}
+            assert_nothing_told(ask(app, method, target, headers=headers, body=body), value)
+    assert tree(place / "outside") == before
+    assert sorted(place.iterdir()) == beside
 
 
 @pytest.mark.parametrize("path", ["/static/{}", "/{}", "/runs/{}", "/runs/fox/files/{}", "/datasets/{}"])

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
-from longcat_tune.server import datasets, datasets_browse, gallery, new_run, run_files, security
+from longcat_tune.server import datasets, datasets_browse, gallery, new_run, preview, run_files, security
 from longcat_tune.server.datasets_work import DatasetWork
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import LANGUAGE_COOKIE, page, refusal_reply
@@ -34,9 +34,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     run_files.router,
     datasets_browse.router,
     datasets.router,
+    preview.router,
 )
 """Of every feature; /runs/new comes before /runs/{run}."""
-BODY_LIMITS: Mapping[str, int] = {}
+BODY_LIMITS: Mapping[str, int] = preview.BODY_LIMITS
 """Routes that take more than `security.BODY_LIMIT` bytes."""
 
 router = APIRouter()

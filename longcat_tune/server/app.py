@@ -15,12 +15,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
-from longcat_tune.server import datasets, datasets_browse, gallery, new_run, preview, run_files, security
+from longcat_tune.server import datasets, datasets_browse, gallery, new_run, preview, run_files, runs_pages, security
 from longcat_tune.server.datasets_work import DatasetWork
+from longcat_tune.server.events_stream import Streams
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import LANGUAGE_COOKIE, page, refusal_reply
 from longcat_tune.server.preflight import Preflights
 from longcat_tune.server.replies import Refusal
+from longcat_tune.server.runs import RunBook
 from longcat_tune.server.settings import Settings
 from longcat_tune.server.texts import LANGUAGES
 from longcat_tune.server.workspace import Workspace
@@ -32,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     new_run.router,
     gallery.router,
     run_files.router,
+    runs_pages.router,
     datasets_browse.router,
     datasets.router,
     preview.router,
@@ -57,6 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.workspace = workspace
     app.state.jobs = jobs
+    app.state.runs = RunBook(workspace, jobs)
+    app.state.streams = Streams()
     app.state.dataset_work = DatasetWork.of(settings, workspace)
     app.state.preflights = Preflights(settings.command, workspace.home, workspace.state / "drafts")
     app.add_middleware(security.Guard, settings=settings, body_limits=BODY_LIMITS)

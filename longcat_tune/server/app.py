@@ -15,7 +15,16 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from longcat_tune.errors import UserError
-from longcat_tune.server import datasets, datasets_browse, gallery, new_run, preview, run_files, runs_pages, security
+from longcat_tune.server import (
+    datasets,
+    datasets_browse,
+    gallery,
+    new_run,
+    preview,
+    run_files,
+    runs_pages,
+    security,
+)
 from longcat_tune.server.datasets_work import DatasetWork
 from longcat_tune.server.events_stream import Streams
 from longcat_tune.server.jobs import JobBoard
@@ -34,10 +43,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     new_run.router,
     gallery.router,
     run_files.router,
+    preview.router,
     runs_pages.router,
     datasets_browse.router,
     datasets.router,
-    preview.router,
 )
 """Of every feature; /runs/new comes before /runs/{run}."""
 BODY_LIMITS: Mapping[str, int] = preview.BODY_LIMITS
@@ -60,9 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.workspace = workspace
     app.state.jobs = jobs
+    app.state.dataset_work = DatasetWork.of(settings, workspace)
     app.state.runs = RunBook(workspace, jobs)
     app.state.streams = Streams()
-    app.state.dataset_work = DatasetWork.of(settings, workspace)
     app.state.preflights = Preflights(settings.command, workspace.home, workspace.state / "drafts")
     app.add_middleware(security.Guard, settings=settings, body_limits=BODY_LIMITS)
     app.add_exception_handler(HTTPException, _refused)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -77,8 +78,21 @@ def ask(app: FastAPI, method: str, target: str, *, headers: dict[str, str], body
             reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         reply.body += message.get("body", b"")
 
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=120))
+    runner().run(asyncio.wait_for(app(scope, receive, send), timeout=120))
     return reply
+
+
+@cache
+def runner() -> asyncio.Runner:
+    """One for all requests: to make an event loop takes longer than most replies."""
+    return asyncio.Runner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_runner():
+    yield
+    runner().close()
+    runner.cache_clear()
 
 
 def routes() -> list[tuple[str, str, APIRoute]]:
@@ -96,8 +110,13 @@ def names(each: Any) -> str:
     return f"{each[0]} {each[1]}" if isinstance(each, tuple) else str(each)
 
 
-@pytest.fixture
-def place(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """One for all tests that must leave it as it is."""
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+def make_place(tmp_path: Path) -> Path:
     """A workspace with a run and a dataset, a secret beside it, and symlinks that lead there."""
     outside = tmp_path / "outside"
     home = tmp_path / "home"
@@ -123,7 +142,9 @@ def place(tmp_path) -> Path:
     return tmp_path
 
 
+@lru_cache(maxsize=3)
 def app_of(place: Path, **changes: Any) -> FastAPI:
+    """The same app for all tests of a place: its routes are only made ready when they are first asked for."""
     return create_app(make_settings(place / "home", **changes))
 
 
@@ -168,7 +189,8 @@ def wicked(place: Path) -> list[str]:
         "%c0%ae%c0%ae/",
         "%ff%fe",
     ]
-    return [*(quote(text, safe="") for text in plain), *(quote(text, safe="/.") for text in plain), *raw]
+    encoded = [quote(text, safe=safe) for safe in ("", "/.") for text in plain]
+    return list(dict.fromkeys([*encoded, *raw]))
 
 
 def fill(path: str, values: dict[str, str]) -> str:
@@ -212,8 +234,9 @@ def test_no_parameter_leads_out_of_the_workspace(place, each):
 
 
 @pytest.mark.parametrize("each", CHANGES, ids=names)
-def test_no_field_of_a_form_leads_out_of_the_workspace(place, each):
+def test_no_field_of_a_form_leads_out_of_the_workspace(tmp_path, each):
     method, path, route = each
+    place = make_place(tmp_path)
     app = app_of(place)
     before = tree(place / "outside")
     beside = sorted(place.iterdir())

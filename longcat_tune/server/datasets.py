@@ -281,15 +281,16 @@ def _form(
     own = [problem for problem in problems if problem.entry in names]
     shown = texts_of(entry) | (texts or {})
     groups = groups_for(shown.get("dataset_type"))
-    keys = {one.key for group in groups for one in fields_of(group)}
+    fields = [one for group in groups for one in fields_of(group)]
+    keys = {one.key for one in fields}
     return {
         "id": identifier,
         "number": number,
         "entry": entry,
         "texts": shown,
-        "set_keys": {key for key, text in shown.items() if text},
+        "set_keys": {one.key for one in fields if shown[one.key] and not one.is_plain(shown[one.key])},
         "groups": {group: fields_of(group) for group in groups},
-        "errors": {problem.key: problem.text for problem in own if problem.key in keys},
+        "errors": {one.key: one.text.removeprefix(f"{one.entry}: ") for one in own if one.key in keys},
         "problems": [problem.text for problem in own if problem.key not in keys],
     }
 

@@ -31,9 +31,10 @@ LONGEST_TEXT = 500_000
 """Letters; a thousand entries have fewer."""
 VERSION_DIGITS = 16
 OUTSIDE = (
-    "must lead to a place inside the workspace; choose one there, or start the server with another "
+    "must lead to a place inside the workspace that is there; choose one, or start the server with another "
     "--workspace folder"
 )
+"""The same whether something is there or not: what exists elsewhere is not told."""
 
 
 @dataclass(frozen=True, slots=True)

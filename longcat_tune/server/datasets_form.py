@@ -100,6 +100,10 @@ class EntryField:
     accepts: str
     optional: bool
 
+    def is_plain(self, text: str) -> bool:
+        """Whether a box says no more than its default."""
+        return self.kind == "true or false" and not self.optional and text == self.default
+
     @property
     def input_mode(self) -> str:
         """Which keyboard a phone shows."""

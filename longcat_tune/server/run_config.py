@@ -31,9 +31,11 @@ from longcat_tune.server.texts import Language, translate
 from longcat_tune.server.workspace import Workspace
 
 NAME = "config.json"
-LONGEST_TEXT = 64 * 1024
+LONGEST_TEXT = 32 * 1024
 """Letters; a config with every key written out has 6,000."""
 
+MOST_PROBLEMS = 50
+"""Beyond these a list is no longer read."""
 DEEPEST = 64
 """Brackets inside brackets; the parsers end in an error of the interpreter's own some hundreds further."""
 
@@ -195,7 +197,7 @@ def _problems_of(path: Path) -> list[Finding]:
         load_run_config(path, {})
     except ConfigError as error:
         head, *listed = str(error).replace(str(path), NAME).split("\n  ")
-        return [_finding(message) for message in listed or [head]]
+        return [_finding(message) for message in (listed or [head])[:MOST_PROBLEMS]]
     return []
 
 

@@ -10,6 +10,7 @@ import pytest
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.run_config import (
     LONGEST_TEXT,
+    MOST_PROBLEMS,
     judge,
     path_problems,
     placed,
@@ -98,6 +99,11 @@ def test_whatever_a_text_holds_is_refused_with_words_that_can_be_sent(text: str)
     judged = judge(text)
     assert judged.problems
     json.dumps([one.text for one in judged.problems], ensure_ascii=False).encode()
+
+
+def test_a_list_of_problems_ends_where_nobody_reads_on() -> None:
+    text = json.dumps({f"lora_ran{number}": number for number in range(999)})
+    assert len(judge(text).problems) == MOST_PROBLEMS
 
 
 def test_the_file_holds_absolute_paths_and_the_form_short_ones(workspace: Workspace) -> None:

@@ -118,6 +118,7 @@ def clips(
     shown = wanted[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
     made = sum(card.picture.thumbnail is not None or card.picture.reason is not None for card in every)
     running = work.thumbnails.is_running(folder, apart=apart)
+    failure = work.thumbnails.failure(folder, apart=apart)
     starts = _start_images(work, dataset, found)
     return fragment(
         request,
@@ -132,8 +133,8 @@ def clips(
         total=len(every),
         matching=len(wanted),
         made=made,
-        pending=running or index is None,
-        failure=work.thumbnails.failure(folder, apart=apart),
+        pending=running or (index is None and failure is None),
+        failure=failure,
         rate=f"{rate:g}",
         played=PLAYED,
     )

@@ -87,6 +87,9 @@ class RunStatus:
     @property
     def problems(self) -> tuple[str, ...]:
         """What ended it, each with its remedy where the command gave one."""
+        if self.active and self.summary.ended is not None:
+            # It was started again, and has not got so far that its events tell of it.
+            return ()
         if self.summary.problems or self.job is None or self.state != "failed":
             return self.summary.problems
         return tuple(filter(None, [problem_in(self.job.log_tail(SEARCHED_LINES))]))

@@ -43,11 +43,15 @@ def overview(request: Request, seen: str = "") -> Response:
 
 
 @router.post("/jobs/{job}/{action}")
-def change_queue(request: Request, job: str, action: Literal["earlier", "later", "remove"]) -> Response:
-    """Move a job in the queue, or end it."""
+def change_queue(
+    request: Request, job: str, action: Literal["earlier", "later", "stop", "remove"]
+) -> Response:
+    """Move a job in the queue, let it save and end, or end it at once."""
     jobs = jobs_of(request)
     if action == "remove":
         jobs.cancel(job)
+    elif action == "stop":
+        jobs.stop(job)
     else:
         jobs.move(job, -1 if action == "earlier" else 1)
     if "hx-request" in request.headers:

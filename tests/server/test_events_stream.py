@@ -251,6 +251,7 @@ def test_from_another_machine_no_path_of_this_one_is_heard(tmp_path):
             await until(lambda: listener.last("state"))
             assert listener.last("events")[-1]["event"] == "render_failed"
             assert secret.encode() not in listener.body
+            assert b"traceback" not in listener.body
 
     asyncio.run(follow())
 

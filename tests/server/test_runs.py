@@ -147,6 +147,19 @@ def test_what_cannot_start_or_end_is_refused(tmp_path):
         book.start(book.get("two"))
 
 
+def test_what_ended_a_run_is_past_once_it_is_started_again(tmp_path):
+    book = book_of(tmp_path)
+    make_run(tmp_path)
+    error = {"event": "error", "message": "out of memory; lower lora_rank"}
+    write_events(tmp_path, "one", *started(1), error, {"event": "run_end", "how": "failed"})
+    run = book.get("one")
+    assert book.status(run).problems == ("out of memory; lower lora_rank",)
+    book.start(run)
+    assert book.status(run).problems == ()
+    write_events(tmp_path, "one", *started(1), error)
+    assert book.status(run).problems == ("out of memory; lower lora_rank",)
+
+
 def test_why_a_run_failed_is_told_by_its_events_or_else_by_its_log(tmp_path):
     board = make_board(tmp_path)
     book = RunBook(Workspace([tmp_path.resolve()]), board)
@@ -280,6 +293,20 @@ def test_waiting_jobs_are_moved_and_removed(tmp_path):
     assert client.post(f"/jobs/{a}/later").status_code == 409
     assert client.post("/jobs/20260101-000000-00000000/remove").status_code == 404
     assert client.post(f"/jobs/{b}/dance").status_code == 422
+
+
+def test_the_queue_stops_a_training_so_that_it_saves_and_ends_another_job(tmp_path):
+    client = client_of(tmp_path)
+    board = client.app.state.jobs
+    make_run(tmp_path)
+    client.post("/runs/one/start")
+    (job,) = board.start_due()
+    wait_until(lambda: trains(tmp_path))
+    assert f"/jobs/{job.id}/remove" not in client.get("/").text
+    client.post(f"/jobs/{job.id}/stop")
+    wait_until(lambda: job.state == "stopped")
+    waiting = board.submit(kind="validate", run="", argv=["validate"])
+    assert f"/jobs/{waiting.id}/remove" in client.get("/").text
 
 
 def test_problems_and_their_remedy_are_on_the_page(tmp_path):

@@ -65,7 +65,7 @@ export class Chart {
       width: Math.max(this.plot.clientWidth, 100),
       height: Math.max(this.plot.clientHeight, 100),
       legend: { show: false },
-      padding: [8, 18, 0, 0],
+      padding: [8, 24, 0, 0],
       cursor: { drag: { x: false, y: false }, y: false },
       scales: { x: { time: false, ...(this.range ? { range: this.range } : {}) } },
       axes: [

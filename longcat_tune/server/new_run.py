@@ -83,12 +83,20 @@ class Draft(BaseModel):
     Attributes:
         draft: which page it is on.
         text: of the config.
-        run: id of the run that it belongs to; None: of a new one.
     """
 
     model_config = ConfigDict(extra="forbid")
     draft: str = DRAFT
     text: str
+
+
+class Checking(Draft):
+    """A config that shall be checked.
+
+    Attributes:
+        run: id of the run that it belongs to; None: of a new one.
+    """
+
     run: str | None = RUN
 
 
@@ -157,7 +165,7 @@ def edit(request: Request, change: Edit) -> dict[str, Any]:
 
 
 @router.post("/runs/new/check")
-async def check(request: Request, draft: Draft) -> dict[str, Any]:
+async def check(request: Request, draft: Checking) -> dict[str, Any]:
     """Let `check` look at a config; the reply holds what it found as a part of the page.
 
     Raises:
@@ -172,7 +180,7 @@ async def check(request: Request, draft: Draft) -> dict[str, Any]:
     config = text_of_values(placed(values, workspace, results))
     around = await run_in_threadpool(conditions, jobs_of(request))
     preflights = preflights_of(request)
-    content = await run_in_threadpool(_content, request, draft, values)
+    content = await run_in_threadpool(_content, request, draft.run, values)
     try:
         outcome = await preflights.check(draft.draft, config, content=content, conditions=around)
     except SupersededError:
@@ -203,7 +211,7 @@ def save_new(request: Request, saving: Saving) -> dict[str, str]:
         Refusal: something is wrong with the config, or it shall start and was not checked as it is.
     """
     values = _sound_values(request, saving)
-    _require_checked(request, saving, values)
+    _require_checked(request, saving, values, run=None)
     run = create_run(workspace_of(request), values, name=saving.name)
     return _saved(request, saving, run)
 
@@ -220,7 +228,7 @@ def save_changes(request: Request, run: str, saving: Saving) -> dict[str, str]:
     if jobs_of(request).active(run):
         raise Refusal(409, "new_run.running", name=run)
     values = _sound_values(request, saving)
-    _require_checked(request, saving, values)
+    _require_checked(request, saving, values, run=run)
     change_run(workspace, run, values)
     return _saved(request, saving, run)
 
@@ -324,20 +332,20 @@ def _sound_values(request: Request, draft: Draft) -> dict[str, Any]:
     return judged.values
 
 
-def _content(request: Request, draft: Draft, values: Mapping[str, Any]) -> str:
+def _content(request: Request, run: str | None, values: Mapping[str, Any]) -> str:
     """Stands for a config and its list of datasets, so that a change of either is seen."""
     workspace = workspace_of(request)
     changed: tuple[int, ...] = ()
     if isinstance(values.get(DATA), str):
         path = workspace.inside(values[DATA], must_exist=False)
         changed = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
-    whole = json.dumps([draft.run, values, changed], sort_keys=True)
+    whole = json.dumps([run, values, changed], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _require_checked(request: Request, saving: Saving, values: Mapping[str, Any]) -> None:
+def _require_checked(request: Request, saving: Saving, values: Mapping[str, Any], *, run: str | None) -> None:
     if saving.start:
-        content = _content(request, saving, values)
+        content = _content(request, run, values)
         if not preflights_of(request).passed(saving.draft, content):
             raise Refusal(409, "new_run.not_checked")
 

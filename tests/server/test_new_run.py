@@ -247,10 +247,13 @@ def test_a_run_is_shown_as_it_was_saved_and_changed(client, home) -> None:
 
 def test_the_check_of_a_run_looks_where_it_would_go_on(client, home) -> None:
     save(client, GOOD, name="One")
+    assert check(client, GOOD).json()["passed"]
+    assert save(client, GOOD, "/runs/one/config", start=True).status_code == 409
+    (home / "calls.jsonl").unlink()
     assert check(client, GOOD, run="one").json()["passed"]
     [call] = [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()]
     assert call["config"]["output_dir"] == str(home / "runs" / "one" / "results")
-    assert save(client, GOOD, "/runs/one/config", start=True, run="one").status_code == 200
+    assert save(client, GOOD, "/runs/one/config", start=True).status_code == 200
     assert [job.run for job in jobs_of(client).list()] == ["one"]
 
 

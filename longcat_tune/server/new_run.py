@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from secrets import token_hex
 from typing import Any, Literal, cast
 
@@ -50,7 +51,7 @@ from longcat_tune.server.schema_form import (
     form_sections,
     values_of_fields,
 )
-from longcat_tune.server.workspace import Workspace
+from longcat_tune.server.workspace import NAME, Workspace
 
 DATA = "data_backend_config"
 DRAFT = Field(pattern=r"^[0-9a-f]{16}$")
@@ -199,6 +200,7 @@ async def check(request: Request, draft: Checking) -> dict[str, Any]:
         busy=around.busy,
         limit=preflights.time_limit,
         clean=clean,
+        dataset_page=_dataset_page(values),
     )
     return {"superseded": False, "passed": outcome.passed, "html": bytes(html.body).decode()}
 
@@ -341,6 +343,13 @@ def _content(request: Request, run: str | None, values: Mapping[str, Any]) -> st
         changed = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
     whole = json.dumps([run, values, changed], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _dataset_page(values: Mapping[str, Any]) -> str:
+    """Where the chosen dataset is mended."""
+    path = PurePosixPath(str(values.get(DATA, "")))
+    ours = path.parent == PurePosixPath("datasets") and NAME.fullmatch(path.stem) is not None
+    return f"/datasets/{path.stem}" if ours else "/datasets"
 
 
 def _require_checked(request: Request, saving: Saving, values: Mapping[str, Any], *, run: str | None) -> None:

@@ -158,6 +158,7 @@ def test_problems_of_the_check_are_told_with_their_remedies(client) -> None:
     assert "has no caption" in answer["html"]
     assert "/secret/a.mp4" in answer["html"]
     assert 'href="#key-lora_rank"' in answer["html"]
+    assert 'href="/datasets/clips"' in answer["html"]
 
 
 def test_a_visitor_from_elsewhere_is_told_no_path_of_the_machine(home) -> None:

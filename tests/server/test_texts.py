@@ -18,7 +18,7 @@ ROOM = Path(texts.__file__).parent
 TEMPLATES = sorted((ROOM / "templates").glob("*.html"))
 SCRIPTS = sorted((ROOM / "static").glob("*.js"))
 
-QUOTED = re.compile(r"""["']([a-z]+\.[a-z0-9_]+)["']""")
+QUOTED = re.compile(r"""["']([a-z_]+\.[a-z0-9_]+)["']""")
 ATTRIBUTES = re.compile(r"""\b(?:alt|title|placeholder|aria-label)=(?:"([^"]*)"|'([^']*)')""")
 INLINE = re.compile(
     r"""<style|\sstyle=|<script(?![^>]*\bsrc=)|\son[a-z]+=|hx-on|hx-vals=.js|javascript:""", re.I
@@ -101,7 +101,7 @@ def test_each_key_is_named_somewhere():
     sources = [
         path.read_text(encoding="utf-8") for path in [*TEMPLATES, *SCRIPTS, *sorted(ROOM.glob("*.py"))]
     ]
-    named = set(re.findall(r"""["']([a-z]+\.[a-z0-9_]*)["'{]""", "\n".join(sources)))
+    named = set(re.findall(r"""["']([a-z_]+\.[a-z0-9_]*)["'{]""", "\n".join(sources)))
     beginnings = tuple(name for name in named if name.endswith(("_", ".")))
     unused = [key for key in catalogue() if key not in named and not key.startswith(beginnings)]
     assert unused == []

@@ -64,7 +64,8 @@ async function edit(source, choice, number) {
     if (number !== newest) return;
     apply(answer, source);
     if (sessionStorage.getItem(memory)) remember();
-    if (answer.problems.length) correct();
+    if (locked) show("locked");
+    else if (answer.problems.length) correct();
     else await check(number);
   } catch (error) {
     if (number === newest) show("failed", "bad");
@@ -143,7 +144,8 @@ async function check(number) {
     const body = { draft: form.dataset.draft, text: text.value, run: form.dataset.run || null };
     const answer = await post(form.dataset.check, body, asked.signal);
     if (number !== newest || answer.superseded) return;
-    result.innerHTML = answer.html;
+    const page = new DOMParser().parseFromString(answer.html, "text/html");
+    result.replaceChildren(...page.body.childNodes);
     result.setAttribute("aria-busy", "false");
     start.disabled = locked || !answer.passed;
     if (answer.passed) show("passed", "ok");

@@ -143,7 +143,8 @@ def build_config(request: PreviewRequest, workspace: Workspace) -> dict[str, Any
     try:
         config = load_run_config(source, {**model, **asked})
     except ConfigError as error:
-        raise Refusal(422, workspace.without_paths(str(error)).replace("command line: ", "")) from error
+        told = re.sub(r"command line: (--)?", "", workspace.without_paths(str(error)))
+        raise Refusal(422, told) from error
     kept = {
         key
         for key, (section, _) in keys().items()

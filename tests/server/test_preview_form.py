@@ -193,6 +193,7 @@ def test_what_the_schema_refuses_is_told_in_its_words(tmp_path):
     assert "use 49 or 53" in reply.text
     assert "validation_resolution" in reply.text
     assert "command line" not in reply.text
+    assert "--validation" not in reply.text
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"a" * 1000, b"prompt=%zz&&&=", b"{}"])

@@ -65,5 +65,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// On a narrow screen the tab of this page may be out of sight.
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 document.addEventListener("htmx:afterSettle", follow);
 follow();

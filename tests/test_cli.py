@@ -112,7 +112,8 @@ def test_commands_hand_over_their_own_options(monkeypatch):
         "video": None,
         "segments": 3,
     }
-    assert check[0][1] == {"config_dir": Path(), "as_json": True, "other": OtherMachine(host_memory="64G")}
+    told = {"as_json": True, "clips": False, "other": OtherMachine(host_memory="64G")}
+    assert check[0][1] == {"config_dir": Path(), **told}
     assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]
 
 

@@ -64,7 +64,8 @@ def test_the_printed_command_is_the_job_quoted_for_a_shell(tmp_path):
     changes = {"lora": "my loras/a:0.5.safetensors", "strength": "0.80", "start": upload(client)}
     folder, _, argv = submitted(client, tmp_path, **changes)
     [printed] = re.findall(
-        r'<pre class="log" tabindex="0" aria-label="Command">(longcat-tune .*?)</pre>', client.get("/preview").text
+        r'<pre class="log" tabindex="0" aria-label="Command">(longcat-tune .*?)</pre>',
+        client.get("/preview").text,
     )
     words = shlex.split(html.unescape(printed))
     assert words == ["longcat-tune", *argv]

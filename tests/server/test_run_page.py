@@ -204,7 +204,8 @@ THINNED = """(async () => {
   const { columns } = data;
   return { lengths: Object.values(columns).map((one) => one.length), end: columns.step.at(-1),
     rising: columns.step.every((one, place) => !place || one > columns.step[place - 1]),
-    loss: columns.loss.every((one) => one === 1), high: columns.memory_gib.filter((one) => one === 9).length };
+    loss: columns.loss.every((one) => one === 1),
+    high: columns.memory_gib.filter((one) => one === 9).length };
 })()"""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longcat_tune.config.datasets import DatasetEntry
+from longcat_tune.errors import UserError
 from longcat_tune.files import write_json_atomically
 from longcat_tune.server.datasets_file import DataFile, folder_of
 from longcat_tune.server.datasets_folders import signature
@@ -57,6 +58,7 @@ class DatasetChecks:
     command: Sequence[str]
     time_limit: float = TIME_LIMIT
     _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _failures: dict[str, str] = field(default_factory=dict)
     _asked: dict[str, str] = field(default_factory=dict)
     _one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -81,6 +83,8 @@ class DatasetChecks:
             name: of the dataset.
             framerate: of the run.
         """
+        if (failure := self._failures.get(name)) is not None:
+            return Checked(said=failure)
         try:
             kept = json.loads(self._kept(name, framerate).read_bytes())
             return Checked(kept["content"], kept["report"], kept["said"])
@@ -118,6 +122,7 @@ class DatasetChecks:
         task = asyncio.create_task(self._check(name, framerate, content))
         self._running[name] = task
         self._asked[name] = content
+        self._failures.pop(name, None)
         task.add_done_callback(lambda done: self._forget(name, done))
 
     async def close(self) -> None:
@@ -129,6 +134,12 @@ class DatasetChecks:
             await asyncio.wait(tasks)
 
     async def _check(self, name: str, framerate: float, content: str) -> None:
+        try:
+            await self._run(name, framerate, content)
+        except UserError as error:
+            self._failures[name] = str(error)
+
+    async def _run(self, name: str, framerate: float, content: str) -> None:
         folder = self._folder(name)
         config = {
             # Buckets are the same for every model, and the miniature fits every machine.

@@ -19,7 +19,7 @@ class Finished:
     """What a command left.
 
     Attributes:
-        exit_code: of the process; None: it took too long and was ended.
+        exit_code: of the process; None: it could not be started, or took too long and was ended.
         printed: on standard output.
         said: on standard error.
     """
@@ -42,19 +42,23 @@ async def run_tool(words: Sequence[str], *, folder: Path, time_limit: float) -> 
         folder: that it runs in.
         time_limit: in seconds.
     """
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        cwd=folder,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        # Too many processes, or no memory for one more: told like any other failure of the command.
+        return Finished(None, b"", f"error: the command cannot be started ({error.strerror}); try again")
     try:
         async with asyncio.timeout(time_limit):
             printed, said = await process.communicate()
     except TimeoutError:
-        return Finished(None, b"", "")
+        return Finished(None, b"", f"error: took longer than {time_limit:g} s; try again to go on")
     finally:
         if process.returncode is None:
             # It may have ended by itself a moment ago.

@@ -109,7 +109,10 @@ class Thumbnails:
 
     def index(self, folder: Path, *, apart: bool) -> Index | None:
         """What is there of a folder's thumbnails; None where nothing is yet."""
-        path = self.place(folder, apart=apart) / "index.json"
+        return self._at(self.place(folder, apart=apart))
+
+    def _at(self, place: Path) -> Index | None:
+        path = place / "index.json"
         try:
             version = path.stat().st_mtime_ns
             known = self._read.get(path)
@@ -154,11 +157,11 @@ class Thumbnails:
     async def _run(self, words: Sequence[str], place: Path, now: str) -> None:
         await asyncio.to_thread(self.store.mkdir, parents=True, exist_ok=True)
         finished = await run_tool(words, folder=self.store, time_limit=self.time_limit)
-        if finished.exit_code == 0:
+        if finished.exit_code == 0 and self._at(place) is not None:
             self._seen[place] = now
             self._failures.pop(place, None)
         else:
-            self._failures[place] = finished.error[:SAID_AT_MOST] or "took too long; open the page again"
+            self._failures[place] = finished.error[:SAID_AT_MOST]
 
 
 def _index(value: dict[str, Any]) -> Index:

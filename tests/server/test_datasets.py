@@ -212,7 +212,7 @@ def test_a_caption_that_changed_meanwhile_is_told_and_kept(made, home):
 
 def test_captions_that_are_not_read_are_not_written(made, home):
     worked(made)
-    clip = clip_id(made, "a.mp4")
+    clip = clip_id(made, "b.mp4")
     entries = [written(home)[0] | {"caption_strategy": "filename"}]
     (home / "datasets" / "mine.json").write_text(json.dumps(entries))
     shown = clips_of(made)
@@ -220,7 +220,7 @@ def test_captions_that_are_not_read_are_not_written(made, home):
     assert "a.txt beside it is not read" in shown
     assert "<textarea" not in shown
     assert send_caption(made, clip, "mine", "absent").status_code == 409
-    assert (home / "clips" / "a.txt").read_text() == "caption of a.mp4\n"
+    assert not (home / "clips" / "b.txt").exists()
 
 
 @pytest.mark.parametrize("clip", ["0" * 16, "../a", "", "x" * 5000])
@@ -401,3 +401,20 @@ def test_both_languages_and_little_weight(made):
     for address in ("/datasets", "/datasets/mine", "/datasets/mine/clips?entry=clips"):
         assert len(made.get(address).content) < 60_000
         assert re.search(r"[\u4e00-\u9fff]{2}", made.get(address, headers=chinese).text)
+
+
+def test_a_command_that_cannot_be_started_is_told(home):
+    with make_client(home, command=(str(home / "gone"),)) as client:
+        client.post("/datasets", data={"folder": "clips", "name": "mine"})
+        client.post("/datasets/mine/work")
+        until(lambda: "could not be made" in clips_of(client))
+        until(lambda: client.get("/datasets/mine/state").headers.get("HX-Trigger") == "checked")
+        assert "the command cannot be started" in client.get("/datasets/mine/state").text
+
+
+def test_a_check_whose_report_cannot_be_kept_is_told(made, home):
+    (home / ".longcat-tune").mkdir()
+    (home / ".longcat-tune" / "checks").write_text("in the way")
+    made.post("/datasets/mine/work")
+    until(lambda: made.get("/datasets/mine/state").headers.get("HX-Trigger") == "checked")
+    assert "a file stands where a folder must be" in made.get("/datasets/mine/state").text

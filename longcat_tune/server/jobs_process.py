@@ -63,8 +63,9 @@ class ProcessMark:
         """Whether it still runs: not ended, not a zombie, and not another process with its number."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) < SAME_TIME
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            same: bool = abs(process.create_time() - self.create_time) < SAME_TIME
+            ended: bool = process.status() == psutil.STATUS_ZOMBIE
+            return same and not ended
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:

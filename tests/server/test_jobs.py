@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,7 +193,7 @@ def test_another_board_finds_a_running_job_its_log_and_its_end(tmp_path):
     after = make_board(tmp_path)
     found = after.get(job.id)
     assert found.state == "running"
-    assert "step 1" in found.log_tail(1000)
+    wait_until(lambda: re.search(r"^step \d+$", found.log_tail(5), re.MULTILINE))
     assert after.start_due() == ()
     after.stop(found.id)
     wait_for(found, "stopped")

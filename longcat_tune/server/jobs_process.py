@@ -65,12 +65,12 @@ class ProcessMark:
             process = psutil.Process(self.pid)
             same: bool = abs(process.create_time() - self.create_time) < SAME_TIME
             ended: bool = process.status() == psutil.STATUS_ZOMBIE
-            return same and not ended
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
             # Another user's: none that was started here.
             return False
+        return same and not ended
 
     def send(self, number: signal.Signals, *, group: bool = False) -> bool:
         """Send a signal if it still runs.

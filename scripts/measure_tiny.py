@@ -1,0 +1,94 @@
+"""Measure how well the miniature's renders obey held-out captions, and how well its VAE reconstructs.
+
+    python scripts/measure_tiny.py                                   the base, 128 captions it was never shown
+    python scripts/measure_tiny.py --lora FILE --concept star        a LoRA on its concept
+    python scripts/measure_tiny.py --base_model_precision int8-quanto      any config key changes the model
+
+What is seen in a render is read back by plain image analysis (longcat_tune/data/demo_probe.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longcat_tune.config.load import load_run_config
+from longcat_tune.data.demo import (
+    COLOURS,
+    CONCEPTS,
+    DIRECTIONS,
+    MOTIONS,
+    SHAPES,
+    Names,
+    held_out_names,
+    place,
+    random_scene,
+)
+from longcat_tune.runs.build import pick_device
+from longcat_tune.runs.obedience import Examiner, Render, shares
+from longcat_tune.types import Bucket
+
+START_SEED = 9_000_000
+CONCEPT_SEED = 9_100_000
+
+
+def concept_names(concept: str, count: int) -> list[Names]:
+    """Captions with one concept in them, of other scenes than its training clips."""
+    field = {"star": "shape", "orange": "colour", "spiral": "motion"}[concept]
+    rng = np.random.default_rng(CONCEPT_SEED + CONCEPTS.index(concept))
+    return [random_scene(rng, **{field: concept}) for _ in range(count)]
+
+
+def table(renders: list[Render]) -> dict[str, float]:
+    """Shares by name; the direction among those that move straight or rest."""
+    moving = [one for one in renders if one.asked.motion in DIRECTIONS]
+    found = shares(renders)
+    if moving:
+        found["direction"] = shares(moving)["motion"]
+    return {name: round(share, 4) for name, share in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=128, help="captions to render")
+    parser.add_argument("--size", default="64x64@9", help="WIDTHxHEIGHT@FRAMES")
+    parser.add_argument("--lora", type=Path, action="append", default=[], help="may be repeated")
+    parser.add_argument("--concept", choices=CONCEPTS, help="ask for a concept instead of held-out captions")
+    parser.add_argument("--language", type=int, default=0, choices=(0, 1, 2), help="long, short, Chinese")
+    parser.add_argument("--image-to-video", action="store_true", help="give the first frame of a drawn scene")
+    parser.add_argument("--seed", type=int, default=0)
+    options, rest = parser.parse_known_args()
+    overrides = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
+    config = load_run_config(None, {"model_flavour": "tiny"} | overrides)
+    torch.manual_seed(0)
+    width, height, frames = (int(part) for part in options.size.replace("@", "x").split("x"))
+    examiner = Examiner(config, loras=options.lora, device=pick_device())
+    asked = (
+        list(held_out_names(options.count))
+        if options.concept is None
+        else concept_names(options.concept, options.count)
+    )
+    starts = None
+    if options.image_to_video:
+        rng = np.random.default_rng(START_SEED)
+        starts = [place(rng, names) for names in asked]
+    renders = examiner.render(
+        asked,
+        size=Bucket(width, height, frames),
+        seed=options.seed,
+        language=options.language,
+        starts=starts,
+    )
+    known = {"captions": len(asked), "size": options.size, "chance_colour": round(1 / len(COLOURS), 3)}
+    known |= {"chance_shape": round(1 / len(SHAPES), 3), "chance_motion": round(1 / len(MOTIONS), 3)}
+    print(json.dumps(known | table(renders), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from tiny_world import World
 from torch import Tensor, nn
 
@@ -89,7 +90,8 @@ STAGES = (
     Stage("clips", 1000, 1000, 6e-4, ((4, 5), (3, 9)), 0.0, logarithmic=False),
     Stage("plain_clips", 850, 850, 6e-4, ((4, 5), (3, 9)), 0.7, logarithmic=True),
     Stage("polish", 400, 400, 3e-4, ((4, 5), (3, 9)), 0.7, logarithmic=True),
-    Stage("sharpen", 3000, 3000, 5e-4, ((4, 5), (3, 9)), 0.5, logarithmic=True, half=True),
+    Stage("sharpen", 2200, 2200, 5e-4, ((4, 5), (3, 9)), 0.5, logarithmic=True, half=True),
+    Stage("outlines", 5000, 5000, 6e-4, ((4, 5), (3, 9)), 0.67, logarithmic=True, half=True),
 )
 
 
@@ -126,6 +128,12 @@ def use_last_tap(vae: AutoencoderKLWan, enabled: bool) -> None:
             vars(part).pop("forward", None)
 
 
+def norm_quickly(norm: WanRMS_norm, x: Tensor) -> Tensor:
+    """WanRMS_norm without torch's slow norm over a strided axis: a quarter less time for a whole step."""
+    squares = (x * x).sum(1, keepdim=True, dtype=torch.float32)
+    return x * (squares + 1e-12).rsqrt().mul(norm.scale).to(x.dtype) * norm.gamma.to(x.dtype) + norm.bias
+
+
 def inflate(vae: AutoencoderKLWan) -> None:
     """Turn a model of frames into one of still clips: past taps near zero, time strides near identity."""
     with torch.no_grad():
@@ -154,6 +162,9 @@ def train(stage: Stage, vae: AutoencoderKLWan, work_dir: Path, world: World) -> 
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    for part in vae.modules():
+        if isinstance(part, WanRMS_norm):
+            part.forward = types.MethodType(norm_quickly, part)
     use_last_tap(vae, all(frames == 1 for _, frames in stage.shapes))
     started, recent = time.monotonic(), []
     for step in range(first, stage.steps):

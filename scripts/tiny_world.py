@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longcat_tune.data.demo import COLOURS, random_scene
+from longcat_tune.data.demo import ALL_COLOURS, ALL_MOTIONS, ALL_SHAPES, COLOURS, random_scene
 from longcat_tune.data.demo_drawing import render
 
 CROP = 64
@@ -116,14 +116,20 @@ class World:
 
 
 def palette(rng: np.random.Generator, count: int) -> list[Tensor]:
-    """Different colours of demo clips, each [3, 1, 1, 1]."""
-    names = rng.choice(list(COLOURS), size=count, replace=False)
-    return [torch.tensor(COLOURS[name].rgb).view(3, 1, 1, 1) / 127.5 - 1 for name in names]
+    """Different colours, each [3, 1, 1, 1]: mostly those that have names."""
+    if rng.random() < 0.25:
+        return [torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1, 1)).astype(np.float32)) for _ in range(count)]
+    names = rng.choice(list(ALL_COLOURS), size=count, replace=False)
+    return [torch.tensor(ALL_COLOURS[name].rgb).view(3, 1, 1, 1) / 127.5 - 1 for name in names]
 
 
 def moving_mask(rng: np.random.Generator, frames: int, *, slow_down: bool) -> NDArray[np.float32]:
     """Coverage of a random scene's shape, through a window of a frame of any size, [frames, CROP, CROP]."""
-    scene = random_scene(rng)
+    # A codec knows every outline at every angle, whatever the transformer will be shown.
+    shape, motion = str(rng.choice(list(ALL_SHAPES))), str(rng.choice(list(ALL_MOTIONS)))
+    scene = random_scene(rng, shape=shape, motion=motion)
+    if rng.random() < 0.5:
+        scene = replace(scene, angle=rng.uniform(0, 2 * math.pi))
     # At full speed a shape crosses large frames too fast for anything to be learnt.
     side = int(rng.choice([64, 64, 64, 96, 128, 256, 512] if slow_down else [64, 64, 64, 96, 128]))
     slower = rng.uniform(0.1, 1.0) * min(1.0, 96 / side) if slow_down else 1.0

@@ -1,0 +1,355 @@
+"""Train the miniature's transformer from nothing on clips of the made-up world: seeded, in resumable steps.
+
+Full weights, by the project's own noising, loss and schedule: text-to-video, image-to-video and continuation
+mixed. Used by make_tiny_checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from longcat_tune.data.demo import Names, Scene, all_names, random_scene
+from longcat_tune.data.demo_drawing import render
+from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.flow.noising import standard_noise
+from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.text_encoder import load_text_encoder
+from longcat_tune.training.step import noise_generator, training_step
+from longcat_tune.types import TEXT_TOKENS, Batch
+
+SEED = 20260502
+SHIFT = 12.0
+DIT_SHARDS = 2
+DIT_CONFIG = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "hidden_size": 192,
+    "depth": 4,
+    "num_heads": 3,
+    "caption_channels": 64,
+    "mlp_ratio": 4,
+    "adaln_tembed_dim": 128,
+    "frequency_embedding_size": 256,
+    "patch_size": [1, 2, 2],
+    "text_tokens_zero_pad": True,
+}
+RUN_TIME_CONFIG = {
+    "enable_flashattn2": False,
+    "enable_bsa": False,
+    "bsa_params": {"sparsity": 0.9375, "chunk_3d_shape_q": [4, 4, 4], "chunk_3d_shape_k": [4, 4, 4]},
+    "cp_split_hw": None,
+}
+STEPS = 6_000
+LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
+BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
+EMA_DECAY = 0.999
+SAVE_EVERY = 250
+CAPTION_DROPOUT = 0.1
+ENCODED_AT_ONCE = 10
+LANGUAGES = (0.5, 0.2, 0.3)
+"""How often a caption is the long English one, the short one, the Chinese one."""
+IMAGE_SHARE, CONTINUATION_SHARE = 0.25, 0.15
+"""Of the steps: the first frame is given; several are. The others are text-to-video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One size of training clips.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        frames: in pixels' time.
+        clips: how many are drawn and encoded.
+        batch: clips per step.
+        share: of the steps.
+    """
+
+    width: int
+    height: int
+    frames: int
+    clips: int
+    batch: int
+    share: float
+
+    @property
+    def name(self) -> str:
+        """`64x64x9`."""
+        return f"{self.width}x{self.height}x{self.frames}"
+
+
+SIZES = (
+    Size(64, 64, 9, 4000, 32, 0.52),
+    Size(64, 64, 17, 700, 20, 0.16),
+    Size(128, 64, 9, 500, 16, 0.12),
+    Size(128, 64, 17, 300, 10, 0.1),
+    Size(64, 64, 33, 160, 12, 0.06),
+    Size(128, 64, 33, 80, 6, 0.04),
+)
+
+
+# --- latents and text ------------------------------------------------------------------------------------
+
+
+def scenes(size: Size) -> Iterator[Scene]:
+    """The scenes of one size, none of them held out."""
+    for number in itertools.count():
+        scene = random_scene(np.random.default_rng((SEED, size.width, size.frames, number)))
+        if not scene.is_held_out:
+            yield scene
+
+
+def batched(drawn: Iterator[Scene]) -> Iterator[list[Scene]]:
+    """ENCODED_AT_ONCE at a time."""
+    while some := list(itertools.islice(drawn, ENCODED_AT_ONCE)):
+        yield some
+
+
+@torch.inference_mode()
+def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
+    """Normalised latents [N, C, T, H, W] of a size's scenes, from the cache if they are there."""
+    path = work_dir / f"latents_{size.name}.pt"
+    if path.exists():
+        cached: Tensor = torch.load(path, weights_only=True)
+        return cached
+    mean_C111, spread_C111 = (
+        torch.tensor(numbers).view(-1, 1, 1, 1)
+        for numbers in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    rows = []
+    for some in batched(itertools.islice(scenes(size), size.clips)):
+        clips = [torch.from_numpy(render(one, size.width, size.height, size.frames)) for one in some]
+        pixels_BCFHW = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        rows.append(((vae.encode(pixels_BCFHW).latent_dist.mode() - mean_C111) / spread_C111).half())
+    latents = torch.cat(rows)
+    torch.save(latents, path)
+    print(f"{size.name}: {len(latents)} clips, spread {latents.float().std():.3f}", flush=True)
+    return latents
+
+
+def text_of(checkpoint: Path) -> dict[str, Tensor]:
+    """Features [L, D] of every caption that is not held out, and of the empty one."""
+    encoder = load_text_encoder(
+        checkpoint,
+        choice="auto",
+        caption_channels=int(DIT_CONFIG["caption_channels"]),
+        zero_pad=False,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    captions = [caption for names in all_names() if not names.is_held_out for caption in names.captions]
+    features = encoder.encode(["", *captions])
+    return dict(zip(["", *captions], (one.text_LD.float() for one in features), strict=True))
+
+
+# --- model -----------------------------------------------------------------------------------------------
+
+
+class ManyPads:
+    """Cross-attention as if every caption were padded to TEXT_TOKENS, though few pads are there.
+
+    All pads are equal, so each of those that are there may stand for several: the same result from a
+    twentieth of the keys.
+
+    Attributes:
+        bias_B11L: log of how many tokens each one stands for.
+    """
+
+    def __init__(self) -> None:
+        self.bias_B11L = torch.zeros(1, 1, 1, 1)
+
+    def set_mask(self, mask_BL: Tensor) -> None:
+        """Take the next batch's mask; every row has a pad at least."""
+        length_B1 = mask_BL.sum(dim=1, keepdim=True)
+        stands_for_B1 = (TEXT_TOKENS - length_B1) / (mask_BL.shape[1] - length_B1)
+        self.bias_B11L = stands_for_B1.log().where(mask_BL == 0, 0.0)[:, None, None]
+
+    def __call__(self, q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Attend; nothing is left out."""
+        assert keep is None
+        return F.scaled_dot_product_attention(
+            q_BANd, k_BAMd, v_BAMd, attn_mask=self.bias_B11L.to(q_BANd.dtype)
+        )
+
+
+@torch.no_grad()
+def random_dit() -> LongCatVideoTransformer:
+    """An untrained transformer of healthy scale, all of whose parts do something."""
+    torch.manual_seed(SEED)
+    model = LongCatVideoTransformer(**{**DIT_CONFIG, "patch_size": tuple(DIT_CONFIG["patch_size"])})
+    for part in model.modules():
+        if isinstance(part, nn.Linear | nn.Conv3d):
+            nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for block in model.blocks:
+        # Shift, scale and gate depend a little on time; gates start open by a third.
+        block.adaLN_modulation[1].weight *= 0.2
+        for gate in (2, 5):
+            block.adaLN_modulation[1].bias.view(6, -1)[gate] = 0.3
+        look_away_from_pads(block.cross_attn.q_linear, block.cross_attn.kv_linear)
+    model.final_layer.adaLN_modulation[1].weight *= 0.2
+    return model
+
+
+@torch.no_grad()
+def new_model() -> LongCatVideoTransformer:
+    """A transformer to be trained: its blocks and its prediction start at nothing."""
+    model = random_dit()
+    for block in model.blocks:
+        nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(block.adaLN_modulation[1].bias)
+        nn.init.normal_(block.cross_attn.proj.weight, std=0.02)
+    nn.init.zeros_(model.final_layer.adaLN_modulation[1].weight)
+    nn.init.zeros_(model.final_layer.linear.weight)
+    return model
+
+
+def look_away_from_pads(q_linear: nn.Linear, kv_linear: nn.Linear) -> None:
+    """Give queries a common part that points away from the key of a zeroed pad token.
+
+    A caption has a dozen tokens and 500 pads, all attended to; without this the text would count for two per
+    cent at first. A pad's key is its bias normalised, however small, so real keys hardly change.
+    """
+    q_linear.bias.fill_(1.0)
+    kv_linear.bias.view(2, -1)[0] = -0.1
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def batch_of(
+    step: int, latents: dict[str, Tensor], names: dict[str, list[Names]], text: dict[str, Tensor]
+) -> Batch:
+    """What one step trains on; the step's number alone decides."""
+    rng = np.random.default_rng((SEED, step))
+    size = SIZES[rng.choice(len(SIZES), p=[one.share for one in SIZES])]
+    rows = rng.integers(len(latents[size.name]), size=size.batch)
+    latents_BCTHW = latents[size.name][torch.from_numpy(rows)].float()
+    frames = latents_BCTHW.shape[2]
+    task = rng.random()
+    cond = 0
+    if task < IMAGE_SHARE:
+        cond = 1
+    elif task < IMAGE_SHARE + CONTINUATION_SHARE:
+        cond = int(rng.integers(1, frames - 1, endpoint=True))
+    features = []
+    for row in rows:
+        caption = names[size.name][row].captions[rng.choice(3, p=LANGUAGES)]
+        features.append(text["" if rng.random() < CAPTION_DROPOUT else caption])
+    length = max(map(len, features)) + 1
+    text_BLD = torch.stack([F.pad(one, (0, 0, 0, length - len(one))) for one in features])
+    lengths_B1 = torch.tensor([[len(one)] for one in features])
+    mask_BL = (torch.arange(length) < lengths_B1).long()
+    return Batch(latents_BCTHW, text_BLD, mask_BL, cond, tuple(map(str, rows)))
+
+
+def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
+    """Train what is left to train and return the averaged weights' model.
+
+    Args:
+        checkpoint: holds the finished VAE, tokenizer and text encoder.
+        work_dir: of latents and of the state.
+    """
+    vae = AutoencoderKLWan.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
+    latents = {size.name: latents_of(size, vae, work_dir) for size in SIZES}
+    names = {size.name: list(itertools.islice(scenes(size), size.clips)) for size in SIZES}
+    text = text_of(checkpoint)
+    model, pads = new_model(), ManyPads()
+    average = copy.deepcopy(model)
+    for block in model.blocks:
+        block.cross_attn.attend = pads
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
+    state_path, first = work_dir / "dit.pt", 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    density = SigmaDensity(shift=SHIFT)
+    started, recent = time.monotonic(), []
+    for step in range(first, STEPS):
+        batch = batch_of(step, latents, names, text)
+        generator = noise_generator(SEED, step=step, micro_batch=0)
+        sigma_B = density.sample(len(batch.latents_BCTHW), generator)
+        noise_BCTHW = standard_noise(tuple(batch.latents_BCTHW.shape), generator)
+        pads.set_mask(batch.mask_BL)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * rate(step)
+        output = training_step(model, batch, sigma_B=sigma_B, noise_BCTHW=noise_BCTHW)
+        loss = output.loss_B.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        blend(average, model, step)
+        recent.append(loss.item())
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
+            save_state(state_path, step + 1, model=model, average=average, optimizer=optimizer)
+            minutes = (time.monotonic() - started) / 60
+            print(f"dit {step + 1}/{STEPS}: loss {np.mean(recent):.4f}, {minutes:.1f} min", flush=True)
+            recent.clear()
+    return average
+
+
+def rate(step: int) -> float:
+    """Share of the learning rate: warm-up, then a cosine down to LAST_SHARE."""
+    fall = LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * step / STEPS)) / 2
+    return min(1.0, (step + 1) / WARM_UP) * fall
+
+
+@torch.no_grad()
+def blend(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the average towards the model."""
+    decay = min(EMA_DECAY, (step + 1) / (step + 10))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def save_state(path: Path, step: int, **parts: nn.Module | torch.optim.Optimizer) -> None:
+    """Write the state beside and rename it."""
+    temporary = path.with_suffix(".tmp")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
+    temporary.replace(path)
+
+
+# --- the folder ------------------------------------------------------------------------------------------
+
+
+def save_dit(folder: Path, model: LongCatVideoTransformer) -> None:
+    """Write weights in bfloat16, in shards with the release's file names, and the config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    shards: list[dict[str, Tensor]] = [{} for _ in range(DIT_SHARDS)]
+    seen = 0
+    for name, tensor in tensors.items():
+        shards[seen * DIT_SHARDS // total][name] = tensor.contiguous()
+        seen += tensor.nbytes
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"diffusion_pytorch_model-{number:05d}-of-{DIT_SHARDS:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
+    write_json(folder / "config.json", {**DIT_CONFIG, **RUN_TIME_CONFIG})
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    """Write a config as the release does."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -62,6 +62,15 @@ def _check_expressions(patterns: Iterable[str]) -> None:
             ) from error
 
 
+def _rank_of(values: Mapping[str, Any]) -> float:
+    """The default of lora_alpha.
+
+    Before pydantic 2.12 it is asked for even where the rank was refused, which is then missing here: the
+    section is refused for that, so any scale will do.
+    """
+    return float(values.get("lora_rank", 1))
+
+
 def _once(formats: tuple[LoraFormat, ...]) -> tuple[LoraFormat, ...]:
     return tuple(dict.fromkeys(formats))
 
@@ -73,7 +82,7 @@ class LoraSection(Section):
         default=8, ge=1, le=1024, description="Rank of every adapted layer; 4 to 8 for little memory."
     )
     lora_alpha: float = Field(
-        default_factory=lambda values: float(values["lora_rank"]),
+        default_factory=_rank_of,
         gt=0,
         description="Scale: the adapter counts alpha / lora_rank. null: the rank.",
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
+from pydantic import ValidationError
 
+from longcat_tune.config.lora import LoraSection
 from tests.config.helpers import config_message, config_of
 
 
@@ -15,6 +19,17 @@ def test_ranks_by_expression_come_from_the_file_and_from_the_command_line(tmp_pa
     text = r'{"blocks\\.\\d+\\.attn\\.qkv": 16}'
     assert config_of(tmp_path, lora_rank_pattern=text).lora.lora_rank_pattern == pattern
     assert config_of(tmp_path).lora.lora_rank_pattern == {}
+
+
+def test_the_scale_is_the_rank_and_a_refused_rank_is_told_once() -> None:
+    assert LoraSection(lora_rank=16).lora_alpha == 16.0
+    with pytest.raises(ValidationError, match="lora_rank"):
+        LoraSection(lora_rank=0)
+    # As pydantic 2.10 and 2.11 call it when the rank was refused.
+    factory = cast(
+        Callable[[dict[str, object]], float], LoraSection.model_fields["lora_alpha"].default_factory
+    )
+    assert factory({}) > 0
 
 
 def test_formats_are_kept_in_order_and_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from longcat_tune.errors import UserError
 from longcat_tune.files import write_json_atomically
 from longcat_tune.server.datasets_file import DataFile, folder_of
 from longcat_tune.server.datasets_folders import signature
-from longcat_tune.server.datasets_tool import run_tool
+from longcat_tune.server.tool import run_tool
 from longcat_tune.server.workspace import Workspace
 
 FRAMERATE = 30.0

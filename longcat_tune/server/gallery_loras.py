@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from longcat_tune.server.replies import Refusal
+from longcat_tune.server.tool import run_tool
 
 LoraFormat = Literal["peft", "official", "comfyui", "diffsynth"]
 FORMATS: tuple[LoraFormat, ...] = get_args(LoraFormat)
@@ -34,9 +34,6 @@ EXPORTS = "exports"
 
 SECONDS = 900.0
 """Most that a conversion may take; a LoRA of rank 128 on the released model takes about one minute."""
-
-TOLD = 2000
-"""Most characters of a subprocess that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,8 @@ async def make_format(
     Raises:
         Refusal: there is nothing to convert, or the tool refused; its words are the text.
     """
-    checkpoint = next((one for one in read_checkpoints(results) if one.name == name), None)
+    found = await asyncio.to_thread(read_checkpoints, results)
+    checkpoint = next((one for one in found if one.name == name), None)
     if checkpoint is None or not checkpoint.can_convert:
         raise Refusal(404, "gallery.no_checkpoint", name=name[:80])
     if form in checkpoint.files:
@@ -153,29 +151,9 @@ async def make_format(
     target.unlink(missing_ok=True)
     source = next(path for _, path in _saved(results, name))
     words = [*command, "lora", "convert", str(source), str(target), "--to", form]
-    code, said = await _run(words)
-    if code != 0:
-        raise Refusal(409, told(error_in(said)))
-
-
-async def _run(words: Sequence[str]) -> tuple[int, str]:
-    """Run a command of the tool to its end: exit code, and what it said."""
-    process = await asyncio.create_subprocess_exec(*words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
-    try:
-        async with asyncio.timeout(SECONDS):
-            said, _ = await process.communicate()
-    except TimeoutError as error:
-        raise Refusal(408, "gallery.convert_timeout", seconds=int(SECONDS)) from error
-    finally:
-        # It is complete or absent: what it writes is renamed at the end.
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, said.decode("utf-8", "replace")
-
-
-def error_in(said: str) -> str:
-    """What the tool says is wrong, out of all that it said."""
-    _, found, error = said.rpartition("error: ")
-    told = (error if found else said).strip()[-TOLD:]
-    return told or "the command ended without a word; try it in a terminal"
+    finished = await run_tool(words, folder=results, time_limit=SECONDS)
+    # It is complete or absent: what it writes is renamed at the end.
+    if finished.exit_code is None:
+        raise Refusal(408, "gallery.convert_timeout", seconds=int(SECONDS))
+    if finished.exit_code != 0:
+        raise Refusal(409, told(finished.error))

@@ -26,6 +26,7 @@ from longcat_tune.server.job_runner import CANCEL, CHILD, ENDED, NOT_STARTED, PR
 from longcat_tune.server.jobs_process import ProcessMark
 from longcat_tune.server.jobs_record import ACTIVE, ID, STARTED, Job, JobKind, read_record
 from longcat_tune.server.replies import Refusal
+from longcat_tune.server.tool import SAFE_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -250,8 +251,8 @@ class JobBoard:
     def _start(self, job: Job, device: Device) -> None:
         runner = (sys.executable, "-m", "longcat_tune.server.job_runner", str(job.folder))
         environment = os.environ | device.environment
-        # Lines reach the log as they are printed; and no file of the workspace passes for a module.
-        environment |= {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        # Lines reach the log as they are printed.
+        environment |= {"PYTHONUNBUFFERED": "1", **SAFE_PATH}
         with job.log.open("ab") as log:
             try:
                 child = subprocess.Popen(

@@ -1,23 +1,21 @@
 """Runs `check` on a config as it is being written: one at a time for each draft, the newest wins.
 
-Knows how the subprocess is started, limited and ended, and what it prints; nothing of forms or pages.
+Knows when a check is ended, and what it prints; nothing of forms or pages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from longcat_tune.files import explained_disk_errors
+from longcat_tune.server.tool import run_tool
 
 CONFIG = "config.json"
 TIME_LIMIT = 300.0
@@ -164,33 +162,18 @@ class Preflights:
                 return await self._checked(path, conditions)
 
     async def _checked(self, path: Path, conditions: Conditions) -> Outcome:
-        # To files: pipes that are left half read when a check is ended outlive it.
-        out, err = path.with_name("out"), path.with_name("err")
-        with out.open("wb") as out_file, err.open("wb") as err_file:
-            process = await asyncio.create_subprocess_exec(
-                *self.command,
-                "check",
-                "--json",
-                *("--config", str(path)),
-                *conditions.options,
-                cwd=self.working_folder,
-                env={**os.environ, **conditions.environment},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=out_file,
-                stderr=err_file,
-                start_new_session=True,
-            )
-        try:
-            async with asyncio.timeout(self.time_limit):
-                code = await process.wait()
-        except TimeoutError:
+        finished = await run_tool(
+            [*self.command, "check", "--json", "--config", str(path), *conditions.options],
+            folder=self.working_folder,
+            time_limit=self.time_limit,
+            environment=conditions.environment,
+        )
+        if finished.exit_code is None:
             return Outcome(None, "", None)
-        finally:
-            await _kill(process)
         name, quoted = str(path), json.dumps(str(path))[1:-1]
-        said = err.read_text(encoding="utf-8", errors="replace").replace(name, CONFIG).strip()
-        report = _report_in(out.read_text(encoding="utf-8", errors="replace").replace(quoted, CONFIG))
-        return Outcome(report, said[-SAID_AT_MOST:], code)
+        said = finished.said.replace(name, CONFIG).strip()
+        printed = finished.printed.decode("utf-8", errors="replace")
+        return Outcome(_report_in(printed.replace(quoted, CONFIG)), said[-SAID_AT_MOST:], finished.exit_code)
 
 
 async def _ended(task: asyncio.Task[Outcome] | None) -> None:
@@ -198,16 +181,6 @@ async def _ended(task: asyncio.Task[Outcome] | None) -> None:
     if task is not None and not task.done():
         task.cancel()
         await asyncio.wait([task])
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    """End a process and all that it started, if it has not ended."""
-    if process.returncode is not None:
-        return
-    # It may have ended by itself a moment ago.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
 
 
 def _report_in(printed: str) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from longcat_tune.server.gallery_loras import error_in
 from longcat_tune.server.gallery_records import FOLDER, Clip, Failure, read_gallery
+from longcat_tune.server.tool import error_in
 
 STRIP = ".preview.png"
 """Ends the names of pictures of a render that is being made; see docs/renders.md."""

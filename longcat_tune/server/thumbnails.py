@@ -15,8 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from longcat_tune.errors import UserError
+from longcat_tune.files import explained_disk_errors
 from longcat_tune.server.datasets_folders import signature
-from longcat_tune.server.datasets_tool import run_tool
+from longcat_tune.server.tool import run_tool
 
 SIZE = 320
 """Pixels: twice the width of a card, for sharp screens."""
@@ -25,6 +27,8 @@ CLIP_DIGITS = 16
 TIME_LIMIT = 3600.0
 """Seconds; what is made until then is kept, and the next visit goes on."""
 SAID_AT_MOST = 500
+AT_ONCE = 1
+"""Folders at a time: each takes a core, beside a training run."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Thumbnails:
     _tasks: dict[Path, asyncio.Task[None]] = field(default_factory=dict)
     _seen: dict[Path, str] = field(default_factory=dict)
     _failures: dict[Path, str] = field(default_factory=dict)
+    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def place(self, folder: Path, *, apart: bool) -> Path:
         """Where the thumbnails of a folder are.
@@ -155,8 +160,14 @@ class Thumbnails:
             await asyncio.wait(tasks)
 
     async def _run(self, words: Sequence[str], place: Path, now: str) -> None:
-        await asyncio.to_thread(self.store.mkdir, parents=True, exist_ok=True)
-        finished = await run_tool(words, folder=self.store, time_limit=self.time_limit)
+        try:
+            with explained_disk_errors(place):
+                await asyncio.to_thread(self.store.mkdir, parents=True, exist_ok=True)
+        except UserError as error:
+            self._failures[place] = str(error)
+            return
+        async with self._places:
+            finished = await run_tool(words, folder=self.store, time_limit=self.time_limit)
         if finished.exit_code == 0 and self._at(place) is not None:
             self._seen[place] = now
             self._failures.pop(place, None)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import longcat_tune
-from longcat_tune.server.gallery_loras import FILE_NAMES, error_in, read_checkpoints
+from longcat_tune.server.gallery_loras import FILE_NAMES, read_checkpoints
 from longcat_tune.server.gallery_records import read_gallery
+from longcat_tune.server.tool import error_in
 from tests.server.renders import make_lora, make_renders, make_run, video_record
 from tests.server.web import TOKEN, make_client
 

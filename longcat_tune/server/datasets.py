@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Form, Query
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -27,6 +28,7 @@ from longcat_tune.server.datasets_file import (
     DataFile,
     Judged,
     Problem,
+    delete_data_file,
     judge,
     judge_file,
     list_names,
@@ -161,9 +163,13 @@ def pair_form(request: Request, name: str, number: Annotated[int, Query(ge=1)]) 
 @router.post("/datasets/{name}/entry")
 async def change_entry(request: Request, name: str, entry: str) -> Response:
     """Change keys of an entry; what the schema refuses is told beside its field, and nothing is written."""
-    workspace = work_of(request).workspace
     sent = await request.form()
     texts = {key: value for key, value in sent.items() if isinstance(value, str)}
+    return await run_in_threadpool(_changed, request, name, entry, texts)
+
+
+def _changed(request: Request, name: str, entry: str, texts: dict[str, str]) -> Response:
+    workspace = work_of(request).workspace
     data = read_data_file(workspace, name)
     before = data.entry(entry)
     # A box that is not ticked is not sent.
@@ -226,10 +232,7 @@ def write_text(request: Request, name: str, version: Text, text: Text) -> Respon
 @router.post("/datasets/{name}/delete")
 def delete_dataset(request: Request, name: str, version: Text) -> Response:
     """Delete the data file; the clips and their captions stay."""
-    data = read_data_file(work_of(request).workspace, name)
-    if data.version != version:
-        raise Refusal(409, "datasets.file_changed", name=name)
-    data.path.unlink(missing_ok=True)
+    delete_data_file(work_of(request).workspace, name, version=version)
     return _go(request, "/datasets")
 
 

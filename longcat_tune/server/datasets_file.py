@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from threading import get_ident
+from threading import Lock
 from typing import Any
 
 from longcat_tune.config.datasets import DatasetEntry
@@ -24,6 +22,7 @@ from longcat_tune.config.load import load_datasets, load_run_config
 from longcat_tune.config.schema import section_of
 from longcat_tune.errors import ConfigError
 from longcat_tune.files import explained_disk_errors, write_atomically
+from longcat_tune.server.loader_warnings import loader_warnings
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.workspace import NAME, Workspace
 
@@ -35,6 +34,8 @@ OUTSIDE = (
     "--workspace folder"
 )
 """The same whether something is there or not: what exists elsewhere is not told."""
+
+_one_writer = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def judge_file(workspace: Workspace, name: str, path: Path) -> Judged:
     """
     try:
         text_of(entries_in(path)).encode()
-        with _warnings() as told:
+        with loader_warnings() as told:
             entries = load_datasets(_run(path), config_dir=path.parent)
     except UnicodeError:
         return _unsound("holds halves of letters, as \\ud800 is one; write whole ones")
@@ -221,11 +222,30 @@ def write_data_file(workspace: Workspace, name: str, text: str, *, version: str 
         UserError: it cannot be written.
     """
     path = workspace.dataset_file(name)
-    if version is None and path.exists():
-        raise Refusal(409, "datasets.name_taken", name=name)
-    if version is not None and read_data_file(workspace, name).version != version:
-        raise Refusal(409, "datasets.file_changed", name=name)
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    with _one_writer:
+        if version is None and path.exists():
+            raise Refusal(409, "datasets.name_taken", name=name)
+        if version is not None and read_data_file(workspace, name).version != version:
+            raise Refusal(409, "datasets.file_changed", name=name)
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def delete_data_file(workspace: Workspace, name: str, *, version: str) -> None:
+    """Delete a data file.
+
+    Args:
+        workspace: where.
+        name: of the dataset.
+        version: of the file that was seen.
+
+    Raises:
+        Refusal: there is none of this name, or it is another one by now.
+    """
+    with _one_writer:
+        data = read_data_file(workspace, name)
+        if data.version != version:
+            raise Refusal(409, "datasets.file_changed", name=name)
+        data.path.unlink(missing_ok=True)
 
 
 def _unsound(what: str) -> Judged:
@@ -297,28 +317,3 @@ def _paths(entry: DatasetEntry, workspace: Workspace) -> Iterator[tuple[str, Pat
     if entry.caption_table is not None:
         folders = tuple(start / entry.instance_data_dir for start in beside)
         yield "caption_table.path", entry.caption_table.path, (*folders, *beside)
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the loader warns of while the block runs, in this thread."""
-    told: list[str] = []
-    handler = _Collector(told)
-    loader = logging.getLogger("longcat_tune.config")
-    loader.addHandler(handler)
-    try:
-        yield told
-    finally:
-        loader.removeHandler(handler)
-
-
-class _Collector(logging.Handler):
-    """Keeps the warnings of the thread that made it."""
-
-    def __init__(self, told: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._told, self._thread = told, get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
-            self._told.append(record.getMessage())

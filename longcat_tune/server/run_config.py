@@ -6,16 +6,13 @@ The schema judges; nothing here knows what a key means beyond which ones hold pa
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock, get_ident
 from typing import Any
 
 from longcat_tune.config import describe
@@ -25,6 +22,7 @@ from longcat_tune.config.jsonc import read_jsonc
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import keys
 from longcat_tune.errors import ConfigError
+from longcat_tune.server.loader_warnings import loader_warnings
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.schema_form import MANAGED_KEYS, changed_values
 from longcat_tune.server.texts import Language, translate
@@ -40,9 +38,11 @@ DEEPEST = 64
 """Brackets inside brackets; the parsers end in an error of the interpreter's own some hundreds further."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ONE_AT_A_TIME = Lock()
 _WORDS = {"resume_from_checkpoint": {"latest", "none"}}
 """Values of keys of paths that are none."""
+_LISTS = frozenset({"data_backend_config", "user_prompt_library"})
+"""Keys of files that name more files. Pages write a .json only after its paths were judged to stay inside the
+workspace, but a caption, which is a .txt, with any content."""
 _WEIGHTS = "pretrained_"
 """How the keys begin that hold a folder or the id of a model on the hub."""
 
@@ -95,7 +95,7 @@ def judge(text: str, language: Language = "en") -> Judged:
         return _no_config(translate(language, "new_run.too_deep", most=DEEPEST))
     if _whole(text) != text:
         return _no_config(translate(language, "new_run.half_letters"))
-    with TemporaryDirectory() as folder, _warnings() as notices:
+    with TemporaryDirectory() as folder, loader_warnings() as notices:
         path = Path(folder, NAME)
         path.write_text(text, encoding="utf-8")
         raw = _object_in(path)
@@ -142,9 +142,12 @@ def path_problems(values: Mapping[str, Any], workspace: Workspace, language: Lan
     found = []
     for key, text in _paths(values, workspace):
         try:
-            workspace.inside(text, must_exist=False)
+            path = workspace.inside(text, must_exist=False)
         except Refusal as refusal:
             found.append(Finding(key, f"{key}: {refusal.told(language)}"))
+            continue
+        if key in _LISTS and path.suffix != ".json":
+            found.append(Finding(key, translate(language, "new_run.not_json", key=key, name=path.name)))
     return found
 
 
@@ -254,31 +257,3 @@ def _is_there(text: str, workspace: Workspace) -> bool:
     except Refusal as refusal:
         return refusal.status != 404
     return True
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the loader warns of while the block runs, in this thread; told on the page, not on the console."""
-    told: list[str] = []
-    handler = _Collector(told)
-    loader = logging.getLogger("longcat_tune.config")
-    with _ONE_AT_A_TIME:
-        loader.addHandler(handler)
-        loader.propagate = False
-        try:
-            yield told
-        finally:
-            loader.propagate = True
-            loader.removeHandler(handler)
-
-
-class _Collector(logging.Handler):
-    """Keeps the warnings of the thread that made it."""
-
-    def __init__(self, told: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._told, self._thread = told, get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
-            self._told.append(record.getMessage())

@@ -5,16 +5,19 @@ The command line is the stand-in; what the real one says is read in test_dataset
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from longcat_tune.server import datasets
 from tests.server.web import TOKEN, make_client
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_clips.py")))
@@ -418,3 +421,18 @@ def test_a_check_whose_report_cannot_be_kept_is_told(made, home):
     made.post("/datasets/mine/work")
     until(lambda: made.get("/datasets/mine/state").headers.get("HX-Trigger") == "checked")
     assert "a file stands where a folder must be" in made.get("/datasets/mine/state").text
+
+
+def test_a_form_is_judged_in_a_thread_while_others_are_answered(made, home, monkeypatch):
+    in_the_way = []
+    judge = datasets.judge
+
+    def watched(*words):
+        # Only the thread that answers requests has a loop.
+        with suppress(RuntimeError):
+            in_the_way.append(asyncio.get_running_loop())
+        return judge(*words)
+
+    monkeypatch.setattr(datasets, "judge", watched)
+    made.post("/datasets/mine/entry?entry=clips", data={"repeats": "3", "version": version(made)})
+    assert (written(home)[0]["repeats"], in_the_way) == (3, [])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from longcat_tune.server.datasets_file import (
     LONGEST_TEXT,
+    delete_data_file,
     folder_of,
     judge,
     judge_file,
@@ -166,3 +169,23 @@ def test_only_names_of_datasets_are_listed_and_read(workspace):
     for name in ("../a", ".x", "No Name", "gone"):
         with pytest.raises(Refusal):
             read_data_file(workspace, name)
+
+
+def test_of_those_who_edit_the_same_version_at_once_one_is_first(workspace):
+    write_data_file(workspace, "mine", json.dumps([CLIPS]), version=None)
+    version = read_data_file(workspace, "mine").version
+    together = Barrier(8)
+
+    def write(number: int) -> bool:
+        together.wait()
+        try:
+            if number == 0:
+                delete_data_file(workspace, "mine", version=version)
+            else:
+                write_data_file(workspace, "mine", json.dumps([CLIPS | {"repeats": number}]), version=version)
+        except Refusal:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(write, range(8))) == 1

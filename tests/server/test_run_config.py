@@ -165,6 +165,18 @@ def test_no_path_leads_out_of_the_workspace(
         placed({key: path}, workspace, workspace.home / "results")
 
 
+@pytest.mark.parametrize("key", ["data_backend_config", "user_prompt_library"])
+def test_a_caption_is_no_list_of_files(workspace: Workspace, key: str) -> None:
+    caption = workspace.home / "clips" / "a.txt"
+    caption.parent.mkdir()
+    caption.write_text('[{"id": "all", "instance_data_dir": "/"}]')
+    (workspace.home / "link.json").symlink_to(caption)
+    for text in ("clips/a.txt", "link.json"):
+        [problem] = path_problems({key: text}, workspace, "en")
+        assert (problem.key, "(“a.txt”) must name a .json file" in problem.text) == (key, True)
+    assert path_problems({key: "clips/a.json", "init_lora": "clips/a.txt"}, workspace, "en") == []
+
+
 def test_the_text_of_values_is_read_back() -> None:
     values = {"validation_prompt": "红风筝", "lora_target": ["a", "b"]}
     assert judge(text_of_values(values)).values == values

@@ -74,7 +74,8 @@ async def start_work(request: Request, name: str, rate: Rate = FRAMERATE, again:
         if entry.id in dataset.folders and entry.dataset_type != "text_embeds":
             await work.thumbnails.start(dataset.folders[entry.id], apart=is_apart(entry))
     await _start_check(work, dataset, rate, again=again)
-    return _state(request, work, dataset, rate)
+    # In a thread, as of all pages: the report of thousands of clips is long.
+    return await asyncio.to_thread(_state, request, work, dataset, rate)
 
 
 @router.get("/datasets/{name}/state")
@@ -188,18 +189,20 @@ async def write_caption(
     dataset = await asyncio.to_thread(work.dataset, name, rate)
     found, _ = dataset.entry(entry)
     picture = await asyncio.to_thread(work.picture, dataset, entry, clip)
-    view = caption_of(found, picture)
+    view = await asyncio.to_thread(caption_of, found, picture)
     if view.source != "textfile":
         raise Refusal(409, "datasets.caption_not_read", entry=entry, source=view.source or "null")
     try:
         await asyncio.to_thread(save_caption, work.workspace, view.file, text, version=version)
     except CaptionChangedError as error:
         now = {"mine": text, "theirs": error.now}
-        reply = _caption(request, dataset, found, picture, rate, status=409, conflict=now)
+        reply = await asyncio.to_thread(
+            _caption, request, dataset, found, picture, rate, status=409, conflict=now
+        )
         reply.headers.update({"HX-Retarget": "this", "HX-Reswap": "outerHTML"})
         return reply
     await _start_check(work, dataset, rate, again=False)
-    reply = _caption(request, dataset, found, picture, rate, saved=True)
+    reply = await asyncio.to_thread(_caption, request, dataset, found, picture, rate, saved=True)
     reply.headers["HX-Trigger"] = "checking"
     return reply
 
@@ -210,7 +213,7 @@ async def _start_check(work: DatasetWork, dataset: Dataset, rate: float, *, agai
         return
     content = await asyncio.to_thread(work.checks.content, dataset.data, dataset.judged.entries, rate)
     name = dataset.data.name
-    if again or not work.checks.is_of(name, rate, content):
+    if again or not await asyncio.to_thread(work.checks.is_of, name, rate, content):
         work.checks.start(name, rate, content)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal, cast, get_args
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from longcat_tune.server.gallery_loras import FORMATS, LoraFormat, make_format, read_checkpoints
@@ -80,12 +81,11 @@ def gallery_news(request: Request, run: str, stamp: str = "") -> Response:
 @router.post("/runs/{run}/loras/{name}/{form}")
 async def make_lora(request: Request, run: str, name: str, form: LoraFormat) -> Response:
     """Write a LoRA in a format that is not there yet, and show the list again."""
-    results = run_results(request, run)
+    results = await run_in_threadpool(run_results, request, run)
     settings = cast(Settings, request.app.state.settings)
     async with _one_conversion:
         await make_format(settings.command, results, name, form, told=partial(told, request))
     if "hx-request" not in request.headers:
         return RedirectResponse(f"/runs/{run}/gallery?view=files", 303)
-    return fragment(
-        request, "gallery_files.html", run=run, checkpoints=read_checkpoints(results), formats=FORMATS
-    )
+    checkpoints = await run_in_threadpool(read_checkpoints, results)
+    return fragment(request, "gallery_files.html", run=run, checkpoints=checkpoints, formats=FORMATS)

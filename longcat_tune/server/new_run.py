@@ -34,7 +34,6 @@ from longcat_tune.server.presets import (
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.run_config import Finding, Judged, judge, path_problems, placed, text_of_values
 from longcat_tune.server.run_folders import (
-    CONFIG,
     RESULTS,
     change_run,
     config_of,
@@ -43,6 +42,7 @@ from longcat_tune.server.run_folders import (
     existing_run,
     name_of,
 )
+from longcat_tune.server.runs import RunBook
 from longcat_tune.server.schema_form import (
     CHOSEN_FIRST,
     changed_values,
@@ -174,11 +174,7 @@ async def check(request: Request, draft: Checking) -> dict[str, Any]:
     """
     values = await run_in_threadpool(_sound_values, request, draft)
     workspace = workspace_of(request)
-    if draft.run is None:
-        results = workspace.state / "drafts" / RESULTS
-    else:
-        results = existing_run(workspace, draft.run) / RESULTS
-    config = text_of_values(placed(values, workspace, results))
+    config = await run_in_threadpool(_placed_text, workspace, draft.run, values)
     around = await run_in_threadpool(conditions, jobs_of(request))
     preflights = preflights_of(request)
     content = await run_in_threadpool(_content, request, draft.run, values)
@@ -334,6 +330,16 @@ def _sound_values(request: Request, draft: Draft) -> dict[str, Any]:
     return judged.values
 
 
+def _placed_text(workspace: Workspace, run: str | None, values: Mapping[str, Any]) -> str:
+    """The config as it would be written.
+
+    Raises:
+        Refusal: there is no such run, or a path leads out of the workspace.
+    """
+    folder = workspace.state / "drafts" if run is None else existing_run(workspace, run)
+    return text_of_values(placed(values, workspace, folder / RESULTS))
+
+
 def _content(request: Request, run: str | None, values: Mapping[str, Any]) -> str:
     """Stands for a config and its list of datasets, so that a change of either is seen."""
     workspace = workspace_of(request)
@@ -362,7 +368,7 @@ def _require_checked(request: Request, saving: Saving, values: Mapping[str, Any]
 def _saved(request: Request, saving: Saving, run: str) -> dict[str, str]:
     """Start the run if asked, and say where its page is."""
     if saving.start:
-        config = existing_run(workspace_of(request), run) / CONFIG
-        jobs_of(request).submit(kind="train", run=run, argv=["train", "--config", str(config)])
+        book = cast(RunBook, request.app.state.runs)
+        book.start(book.get(run))
         return {"location": f"/runs/{run}"}
     return {"location": f"/runs/{run}/config?saved=1"}

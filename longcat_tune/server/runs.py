@@ -1,7 +1,7 @@
 """The runs of a workspace: which there are, how each is doing, and the words that start one.
 
-A run is a folder with a run.json; what it has come to is read from its jobs and its events, never remembered
-for longer than the files say it. Knows nothing of requests.
+A run is a folder with a config or a run.json; what it has come to is read from its jobs and its events, never
+remembered for longer than the files say it. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RunState = Literal["new"] | JobState
 """new: was never started."""
 
 FILES = ("run.json", "config.json", "results/events.jsonl")
-"""Of a run: what makes a folder one, what is trained, and what has happened."""
+"""Of a run: what its user calls it, what is trained, and what has happened."""
 
 ENDINGS: dict[object, RunState] = {"finished": "finished", "interrupted": "stopped", "failed": "failed"}
 """How an event of the end calls it, and the state that it leaves."""
@@ -187,10 +187,11 @@ class RunBook:
             # A symlink leads out of the workspace.
             return None
         record = read_record(about)
-        if not record:
+        if not record and not config.is_file():
             return None
         created = record.get("created")
-        time = float(created) if isinstance(created, int | float) else 0.0
+        # One that was made by hand has no record.
+        time = float(created) if isinstance(created, int | float) else _changed(config)
         return Run(name, str(record.get("name") or name), time, config, events)
 
     def _status(self, run: Run, jobs: Sequence[Job]) -> RunStatus:
@@ -229,6 +230,13 @@ class RunBook:
             while len(self._read) > KEPT:
                 self._read.popitem(last=False)
             return read
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 class _ReadEvents:

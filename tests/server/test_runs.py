@@ -48,7 +48,7 @@ def wait_for_state(client: TestClient, state: str, run: str = "one") -> None:
     wait_until(lambda: f'data-state="{state}"' in client.get(f"/runs/{run}/head").text)
 
 
-def test_runs_are_the_folders_with_a_record_latest_first(tmp_path):
+def test_runs_are_listed_latest_first(tmp_path):
     book = book_of(tmp_path)
     assert book.list() == ()
     for number, name in enumerate(["a", "b", "c"]):
@@ -62,6 +62,15 @@ def test_runs_are_the_folders_with_a_record_latest_first(tmp_path):
     (tmp_path / "runs" / "bare" / "run.json").write_text('{"created": "long ago"}')
     assert [run.id for run in book.list()] == ["c", "b", "a", "bare"]
     assert book.get("bare").name == "bare"
+
+
+def test_a_run_made_by_hand_has_a_config_and_no_record(tmp_path):
+    make_run(tmp_path)
+    folder = tmp_path / "runs" / "by-hand"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert [run.id for run in book_of(tmp_path).list()] == ["by-hand", "one"]
+    assert book_of(tmp_path).get("by-hand").created == (folder / "config.json").stat().st_mtime
 
 
 @pytest.mark.parametrize("place", ["run", "run.json", "results"])

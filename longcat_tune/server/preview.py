@@ -17,7 +17,7 @@ from longcat_tune.server.gallery import NUMBERS
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.jobs_record import Job
 from longcat_tune.server.pages import fragment, page
-from longcat_tune.server.preview_form import find_bases, find_loras, first_values, values_again
+from longcat_tune.server.preview_form import find_bases, find_loras, first_values, last_lora, values_again
 from longcat_tune.server.preview_progress import LOG_LINES, Progress, progress_of
 from longcat_tune.server.preview_request import read_form
 from longcat_tune.server.preview_store import Preview, PreviewStore
@@ -52,15 +52,18 @@ def preview_page(
 ) -> Response:
     """Show the form, and the previews so far."""
     workspace, store = workspace_of(request), _store(request)
-    bases = find_bases(workspace)
-    values = first_values(bases, run=run, lora=lora) if again is None else values_again(store.get(again))
+    bases, loras = find_bases(workspace), [*find_loras(workspace)]
+    if again is not None:
+        values = values_again(store.get(again))
+    else:
+        values = first_values(bases, run=run, lora=lora or last_lora(loras, run))
     found = list(islice(store.list(), None if full else MOST_SHOWN + 1))
     shown = found if full else found[:MOST_SHOWN]
     return page(
         request,
         "preview.html",
         bases=bases,
-        loras=[*find_loras(workspace)],
+        loras=loras,
         values=values,
         items=[_look(request, one) for one in shown],
         has_more=len(shown) < len(found),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,17 +93,27 @@ def find_loras(workspace: Workspace) -> Iterator[KnownLora]:
             yield KnownLora(workspace.shown(results / file.path), config.parent.name, checkpoint.step)
 
 
-def first_values(bases: tuple[Base, ...], *, run: str | None, lora: str | None) -> FormValues:
+def last_lora(loras: Iterable[KnownLora], run: str | None) -> str:
+    """The path of the last LoRA of a run; empty where it has none yet.
+
+    Args:
+        loras: from `find_loras`.
+        run: its id; None for none.
+    """
+    return next((one.path for one in loras if one.run == run), "")
+
+
+def first_values(bases: tuple[Base, ...], *, run: str | None, lora: str) -> FormValues:
     """What stands in a new form.
 
     Args:
         bases: from `find_bases`.
         run: whose base is chosen, if there is such a run.
-        lora: path to begin with, if any.
+        lora: path to begin with; empty for none.
     """
     base = next((one for one in bases if one.run == run), bases[0]) if run is not None else bases[0]
     fields = {"base": base.value, "model": "", "start": "", "seed": "", **base.values}
-    return FormValues(fields, (AppliedLora(lora or "", 1.0),), "")
+    return FormValues(fields, (AppliedLora(lora, 1.0),), "")
 
 
 def values_again(preview: Preview) -> FormValues:

@@ -16,7 +16,9 @@ const result = document.getElementById("check-result");
 const start = document.getElementById("start");
 const save = document.getElementById("save");
 const locked = "locked" in form.dataset;
-const memory = `longcat-tune ${location.pathname}${location.search}`;
+const query = new URLSearchParams(location.search);
+const dataset = document.getElementById("key-data_backend_config");
+const memory = `longcat-tune ${location.pathname} ${query.get("like") ?? ""}`;
 
 let newest = 0; // counts changes: an answer to an older one is of no use
 let timer = 0;
@@ -183,7 +185,7 @@ async function keep(starting) {
 // What was not saved outlives a change of the language, or a look at another page.
 
 function remember() {
-  sessionStorage.setItem(memory, JSON.stringify({ text: text.value, name: named ? named.value : "" }));
+  sessionStorage.setItem(memory, JSON.stringify({ text: text.value, name: named ? named.value : "", dataset: dataset.value }));
 }
 
 function forget() {
@@ -193,6 +195,8 @@ function forget() {
 function restore() {
   const kept = JSON.parse(sessionStorage.getItem(memory) ?? "null");
   if (!kept) return;
+  // Somebody who comes from a dataset means that one: what was begun with another stays where it is.
+  if (query.has("dataset") && kept.dataset !== dataset.value) return;
   if (kept.text !== text.value) notify(form.dataset.textRestored, "ok");
   text.value = kept.text;
   if (named) named.value = kept.name;

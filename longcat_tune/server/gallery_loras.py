@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -74,7 +75,11 @@ def read_checkpoints(results: Path) -> tuple[Checkpoint, ...]:
     """
     exported = (results / EXPORTS).glob("*") if (results / EXPORTS).is_dir() else ()
     names = {LAST, *(path.name for path in exported), *(path.name for path in results.glob("checkpoint-*"))}
-    found = [_checkpoint(results, name) for name in names if _step(name) is not None or name == LAST]
+    found = []
+    for name in names:
+        if _step(name) is not None or name == LAST:
+            with suppress(FileNotFoundError):  # a run removes its old ones
+                found.append(_checkpoint(results, name))
     order = sorted((one for one in found if one.files), key=lambda one: (one.step is None, one.step or 0))
     return tuple(reversed(order))
 

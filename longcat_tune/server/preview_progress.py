@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -122,7 +123,10 @@ def _last_line(log: str) -> str:
 
 def _strip(results: Path) -> tuple[str, str] | None:
     """The newest picture of a render on its way."""
-    found = [(path.stat().st_mtime_ns, path) for path in (results / FOLDER).glob(f"*/*{STRIP}")]
+    found = []
+    for path in (results / FOLDER).glob(f"*/*{STRIP}"):
+        with suppress(FileNotFoundError):  # the render was finished meanwhile
+            found.append((path.stat().st_mtime_ns, path))
     if not found:
         return None
     changed, path = max(found)

@@ -19,6 +19,7 @@ from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import RunConfig, keys
 from longcat_tune.errors import ConfigError
 from longcat_tune.server.replies import Refusal
+from longcat_tune.server.run_config import is_hub_id
 from longcat_tune.server.workspace import Workspace, checked_name
 
 FLAVOURS = ("final", "tiny")
@@ -32,8 +33,6 @@ MOST_LORAS = 8
 MOST_STRENGTH = 10.0
 PREVIEWS_OF_A_RENDER = 10
 """How often the live strip changes, about; each costs a few decoded frames."""
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 KEPT_SECTIONS = {"model", "memory"}
 KEPT_KEYS = {"framerate", "flow_schedule_shift"}
@@ -174,8 +173,9 @@ def _base(fields: Mapping[str, str], workspace: Workspace) -> tuple[Path | None,
 def _model(fields: Mapping[str, str], workspace: Workspace) -> str:
     """A folder of the workspace, or the id of a repository on the hub where there is no such folder."""
     text = fields["model"]
-    there = HUB_ID.fullmatch(text) is None or (workspace.home / text).exists()
-    return command_word(workspace.inside(text, kind="folder"), workspace) if there else text
+    if is_hub_id(text, workspace):
+        return text
+    return command_word(workspace.inside(text, kind="folder"), workspace)
 
 
 def command_words(

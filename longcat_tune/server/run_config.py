@@ -37,7 +37,7 @@ MOST_PROBLEMS = 50
 DEEPEST = 64
 """Brackets inside brackets; the parsers end in an error of the interpreter's own some hundreds further."""
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WORDS = {"resume_from_checkpoint": {"latest", "none"}}
 """Values of keys of paths that are none."""
 _LISTS = frozenset({"data_backend_config", "user_prompt_library"})
@@ -168,6 +168,22 @@ def shown_values(written: Mapping[str, Any], workspace: Workspace, run_folder: P
     return values
 
 
+def is_hub_id(text: str, workspace: Workspace) -> bool:
+    """Whether a text is the id of a model on the hub: owner/name, and nothing here, which would win.
+
+    Args:
+        text: names weights.
+        workspace: may have a folder of that name, in any root.
+    """
+    if HUB_ID.fullmatch(text) is None:
+        return False
+    try:
+        workspace.inside(text)
+    except Refusal as refusal:
+        return refusal.status == 404
+    return False
+
+
 def read_written(path: Path) -> dict[str, Any]:
     """The keys of a config file that are ours, as written.
 
@@ -244,16 +260,7 @@ def _paths(values: Mapping[str, Any], workspace: Workspace) -> Iterator[tuple[st
         if not isinstance(value, str) or value in _WORDS.get(key, ()):
             continue
         weights = key.startswith(_WEIGHTS)
-        if weights and HUB_ID.fullmatch(value) and not _is_there(value, workspace):
+        if weights and is_hub_id(value, workspace):
             continue
         if weights or key in _WORDS or describe.kind(keys()[key].field) == "path":
             yield key, value
-
-
-def _is_there(text: str, workspace: Workspace) -> bool:
-    """Whether a text that may be an id on the hub names something here; that wins when weights are loaded."""
-    try:
-        workspace.inside(text)
-    except Refusal as refusal:
-        return refusal.status != 404
-    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import longcat_tune
+from longcat_tune.server import gallery_loras
 from longcat_tune.server.gallery_loras import FILE_NAMES, read_checkpoints
 from longcat_tune.server.gallery_records import read_gallery
 from longcat_tune.server.tool import error_in
@@ -229,6 +230,21 @@ def test_checkpoints_are_listed_with_every_format_that_is_there(results):
         ("checkpoint-000500", 500, ["peft"], True),
         ("checkpoint-000100", 100, ["comfyui"], False),
     ]
+
+
+def test_a_checkpoint_that_its_run_removes_while_it_is_looked_at_is_left_out(results, monkeypatch):
+    make_lora(results)
+    make_lora(results / "checkpoint-000500")
+    is_own = gallery_loras._is_own
+
+    def removed_next(path, folder):
+        found = is_own(path, folder)
+        if "checkpoint" in path.parent.name:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(gallery_loras, "_is_own", removed_next)
+    assert [one.name for one in read_checkpoints(results)] == ["last"]
 
 
 def test_a_lora_that_a_symlink_leads_elsewhere_is_not_listed(tmp_path, results):

@@ -221,6 +221,12 @@ def test_the_newest_strip_is_shown_only_while_something_renders(tmp_path):
     assert progress_of(FakeJob("finished"), tmp_path, told=str).strip is None
 
 
+def test_a_strip_that_goes_while_it_is_looked_at_is_none(tmp_path):
+    make_renders(tmp_path, "base", video_record())
+    (tmp_path / "validation" / "base" / "gone.preview.png").symlink_to(tmp_path / "nowhere")
+    assert progress_of(FakeJob("running"), tmp_path, told=str).strip is None
+
+
 def test_without_job_and_render_a_preview_is_lost(tmp_path):
     assert progress_of(None, tmp_path, told=str).state == "lost"
     make_renders(tmp_path, "base", video_record())

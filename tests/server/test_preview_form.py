@@ -127,6 +127,14 @@ def test_a_model_is_a_folder_or_an_id_on_the_hub(tmp_path, model, written):
     assert config["pretrained_model_name_or_path"] == written
 
 
+def test_a_folder_of_another_root_is_no_id_on_the_hub(tmp_path):
+    home, weights = tmp_path / "home", (tmp_path / "weights").resolve()
+    (weights / "mine").mkdir(parents=True)
+    client = make_client(home, roots=(home.resolve(), weights))
+    _, config, _ = submitted(client, home, base="model", model="weights/mine")
+    assert config["pretrained_model_name_or_path"] == str(weights / "mine")
+
+
 def test_an_empty_seed_is_chosen_and_told(tmp_path):
     client = make_client(tmp_path)
     seeds = {submitted(client, tmp_path, seed="")[1]["validation_seed"] for _ in range(3)}

@@ -119,10 +119,7 @@ async def _malformed(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    text = str(error)
-    if request.app.state.settings.remote:
-        text = request.app.state.workspace.without_paths(text)
-    return refusal_reply(request, Refusal(400, text))
+    return refusal_reply(request, Refusal(400, run_files.told(request, str(error))))
 
 
 async def _broken(request: Request, _error: Exception) -> Response:

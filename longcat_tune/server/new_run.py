@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import PurePosixPath
 from secrets import token_hex
 from typing import Any, Literal, cast
@@ -33,6 +34,7 @@ from longcat_tune.server.presets import (
 )
 from longcat_tune.server.replies import Refusal
 from longcat_tune.server.run_config import Finding, Judged, judge, path_problems, placed, text_of_values
+from longcat_tune.server.run_files import told, workspace_of
 from longcat_tune.server.run_folders import (
     RESULTS,
     change_run,
@@ -42,7 +44,7 @@ from longcat_tune.server.run_folders import (
     existing_run,
     name_of,
 )
-from longcat_tune.server.runs import RunBook
+from longcat_tune.server.runs_pages import book_of, jobs_of
 from longcat_tune.server.schema_form import (
     CHOSEN_FIRST,
     changed_values,
@@ -182,7 +184,7 @@ async def check(request: Request, draft: Checking) -> dict[str, Any]:
         outcome = await preflights.check(draft.draft, config, content=content, conditions=around)
     except SupersededError:
         return {"superseded": True, "passed": False, "html": ""}
-    clean = workspace.without_paths if request.app.state.settings.remote else str
+    clean = partial(told, request)
     html = fragment(
         request,
         "new_run_check.html",
@@ -229,16 +231,6 @@ def save_changes(request: Request, run: str, saving: Saving) -> dict[str, str]:
     _require_checked(request, saving, values, run=run)
     change_run(workspace, run, values)
     return _saved(request, saving, run)
-
-
-def workspace_of(request: Request) -> Workspace:
-    """The folders that requests may see."""
-    return cast(Workspace, request.app.state.workspace)
-
-
-def jobs_of(request: Request) -> JobBoard:
-    """The jobs of the workspace."""
-    return cast(JobBoard, request.app.state.jobs)
 
 
 def preflights_of(request: Request) -> Preflights:
@@ -368,7 +360,7 @@ def _require_checked(request: Request, saving: Saving, values: Mapping[str, Any]
 def _saved(request: Request, saving: Saving, run: str) -> dict[str, str]:
     """Start the run if asked, and say where its page is."""
     if saving.start:
-        book = cast(RunBook, request.app.state.runs)
+        book = book_of(request)
         book.start(book.get(run))
         return {"location": f"/runs/{run}"}
     return {"location": f"/runs/{run}/config?saved=1"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, Literal, cast
 
@@ -14,6 +14,7 @@ from longcat_tune.server.events import EventsReader
 from longcat_tune.server.events_stream import RunStream, RunWatch, Streams, redacted
 from longcat_tune.server.jobs import JobBoard
 from longcat_tune.server.pages import fragment, page
+from longcat_tune.server.run_files import told
 from longcat_tune.server.runs import Run, RunBook
 
 FIRST_LINES = 100
@@ -65,7 +66,7 @@ def run_page(request: Request, run: str) -> Response:
     found = book_of(request).get(run)
     shown = _head(request, found)
     job = shown["told"].job
-    log = "" if job is None else _redact(request)(job.log_tail(FIRST_LINES))
+    log = "" if job is None else told(request, job.log_tail(FIRST_LINES))
     return page(request, "run.html", log=log, **shown)
 
 
@@ -100,7 +101,7 @@ def change_run(
 def run_history(request: Request, run: str) -> Response:
     """Tell what a run has come to, and where its stream of events goes on."""
     history, offset, identity = book_of(request).history(book_of(request).get(run))
-    value = redacted(history, _redact(request)) | {"offset": offset, "identity": identity}
+    value = redacted(history, partial(told, request)) | {"offset": offset, "identity": identity}
     return JSONResponse(value)
 
 
@@ -117,7 +118,7 @@ async def run_events(
     found = await run_in_threadpool(book.get, run)
     place = after if last_event_id is None else last_event_id
     reader = EventsReader(found.events, offset=place, identity=identity)
-    watch = RunWatch(book, found, reader, _redact(request))
+    watch = RunWatch(book, found, reader, partial(told, request))
     streams = cast(Streams, request.app.state.streams)
     # Nothing may come between taking the place and the reply, which gives it back.
     streams.take()
@@ -153,20 +154,10 @@ def _overview(request: Request) -> dict[str, Any]:
 
 def _head(request: Request, run: Run) -> dict[str, Any]:
     status = book_of(request).status(run)
-    redact = _redact(request)
+    redact = partial(told, request)
     return {
         "run": run,
         "told": status,
         "problems": [redact(text) for text in status.problems],
         "devices": jobs_of(request).devices if status.can_start else (),
     }
-
-
-def _redact(request: Request) -> Callable[[str], str]:
-    """What takes the paths of this machine out of a text for visitors from another one."""
-    without_paths: Callable[[str], str] = request.app.state.workspace.without_paths
-    return without_paths if request.app.state.settings.remote else _as_it_is
-
-
-def _as_it_is(text: str) -> str:
-    return text

@@ -12,8 +12,8 @@ import pytest
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import keys
 from longcat_tune.server.devices import MACHINE, Device
-from longcat_tune.server.new_run import jobs_of
 from longcat_tune.server.presets import PRESETS
+from longcat_tune.server.runs_pages import jobs_of
 from longcat_tune.server.schema_form import MANAGED_KEYS
 from longcat_tune.server.texts import catalogue
 from tests.server.web import make_client

@@ -149,7 +149,8 @@ class DatasetChecks:
             "framerate": framerate,
             "max_train_steps": 1,
         }
-        path = folder / "config.json"
+        # One for each rate: a check that was just ended may still write its own.
+        path = folder / f"config-{framerate:g}.json"
         await asyncio.to_thread(write_json_atomically, path, config)
         words = [*self.command, "check", "--json", "--clips", "--config", str(path)]
         async with self._one_by_one:

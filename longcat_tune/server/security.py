@@ -22,6 +22,8 @@ from longcat_tune.server.settings import Settings, is_loopback
 
 MEGABYTE = 1_000_000
 BODY_LIMIT = 2 * MEGABYTE
+MOST_DIGITS = 20
+"""Of a length that is looked at."""
 SAFE_METHODS = {"GET", "HEAD"}
 """They change nothing; no route of ours may."""
 OPEN_TO_ALL = "/static/"
@@ -163,7 +165,8 @@ def check_length(request: Request, limit: int) -> None:
         Refusal: it is too long.
     """
     length = request.headers.get("content-length", "0")
-    if not (length.isascii() and length.isdigit() and int(length) <= limit):
+    # A number of thousands of digits is none that Python reads.
+    if not (length.isascii() and length.isdigit() and len(length) <= MOST_DIGITS and int(length) <= limit):
         raise _too_large(limit)
 
 

@@ -27,8 +27,8 @@ CLIP_DIGITS = 16
 TIME_LIMIT = 3600.0
 """Seconds; what is made until then is kept, and the next visit goes on."""
 SAID_AT_MOST = 500
-AT_ONCE = 1
-"""Folders at a time: each takes a core, beside a training run."""
+AT_ONCE = 2
+"""Folders at a time, so that a huge one holds up no other; each takes a core, beside a training run."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Thumbnails of folders: one folder at a time, and a failure is told."""
+"""Thumbnails of folders: a few folders at a time, and a failure is told."""
 
 from __future__ import annotations
 

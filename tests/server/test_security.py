@@ -184,7 +184,9 @@ def test_too_large_a_body_is_refused_whether_it_tells_its_length_or_not(tmp_path
     assert client.post("/uploads/a/b", content=b"x" * (security.BODY_LIMIT + 1)).status_code == 413
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "1e3", "99999999999999999999", pytest.param("9" * 5000, id="long"), "٣"])
+@pytest.mark.parametrize(
+    "length", ["-1", "x", "1e3", "99999999999999999999", pytest.param("9" * 5000, id="long"), "٣"]
+)
 def test_a_length_that_is_none_is_refused(tmp_path, monkeypatch, length):
     client = reading(tmp_path, {}, monkeypatch)
     reply = client.post("/read", content=b"x", headers={"content-length": length.encode()})

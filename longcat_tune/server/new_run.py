@@ -37,8 +37,10 @@ from longcat_tune.server.run_config import Finding, Judged, judge, path_problems
 from longcat_tune.server.run_files import told, workspace_of
 from longcat_tune.server.run_folders import (
     RESULTS,
+    VERSION_DIGITS,
     change_run,
     config_of,
+    config_version,
     create_run,
     dataset_files,
     existing_run,
@@ -84,7 +86,7 @@ class Draft(BaseModel):
     """A config that is being written.
 
     Attributes:
-        draft: which page it is on.
+        draft: which page it is on; its second half is the version of the config that the page began with.
         text: of the config.
     """
 
@@ -221,7 +223,8 @@ def save_changes(request: Request, run: str, saving: Saving) -> dict[str, str]:
     """Change the config of a run that is not running, and start it if asked.
 
     Raises:
-        Refusal: it runs, something is wrong with the config, or it shall start and was not checked as it is.
+        Refusal: it runs, something is wrong with the config, it was changed elsewhere meanwhile, or it shall
+            start and was not checked as it is.
     """
     workspace = workspace_of(request)
     existing_run(workspace, run)
@@ -229,7 +232,7 @@ def save_changes(request: Request, run: str, saving: Saving) -> dict[str, str]:
         raise Refusal(409, "new_run.running", name=run)
     values = _sound_values(request, saving)
     _require_checked(request, saving, values, run=run)
-    change_run(workspace, run, values)
+    change_run(workspace, run, values, version=saving.draft[-VERSION_DIGITS:])
     return _saved(request, saving, run)
 
 
@@ -262,7 +265,7 @@ def _form_page(
         run_name="" if run is None else name_of(workspace, run),
         locked=locked,
         saved=saved,
-        draft=token_hex(8),
+        draft=token_hex(4) + (token_hex(4) if run is None else config_version(workspace, run)),
         text=text_of_values(values),
         fields=fields_of_values(values),
         first={key: form_field(key) for key in CHOSEN_FIRST},

@@ -5,10 +5,12 @@ Knows nothing of what runs do, nor of requests.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from longcat_tune.files import explained_disk_errors, write_json_atomically
@@ -24,6 +26,9 @@ RESERVED = frozenset({"new"})
 UNNAMED = "unnamed"
 LONGEST_NAME = 200
 MOST_OF_ONE_NAME = 1000
+VERSION_DIGITS = 8
+
+_one_writer = Lock()
 
 
 def create_run(workspace: Workspace, values: Mapping[str, Any], *, name: str) -> str:
@@ -52,19 +57,34 @@ def create_run(workspace: Workspace, values: Mapping[str, Any], *, name: str) ->
     return folder.name
 
 
-def change_run(workspace: Workspace, run: str, values: Mapping[str, Any]) -> None:
+def change_run(workspace: Workspace, run: str, values: Mapping[str, Any], *, version: str) -> None:
     """Give a run another config.
 
     Args:
         workspace: where it is.
         run: its id.
         values: of the config, as the form has them.
+        version: of the config that was edited.
 
     Raises:
-        Refusal: there is no such run, or a path leads out of the workspace.
+        Refusal: there is no such run, its config is another one by now, or a path leads out of the workspace.
         UserError: the disk is full, or cannot be written to.
     """
-    _write_config(workspace, values, existing_run(workspace, run))
+    folder = existing_run(workspace, run)
+    with _one_writer:
+        if config_version(workspace, run) != version:
+            raise Refusal(409, "new_run.config_changed", name=run)
+        _write_config(workspace, values, folder)
+
+
+def config_version(workspace: Workspace, run: str) -> str:
+    """A short name of a run's config, by which another one shows.
+
+    Raises:
+        Refusal: there is no such run.
+    """
+    content = (existing_run(workspace, run) / CONFIG).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:VERSION_DIGITS]
 
 
 def existing_run(workspace: Workspace, run: str) -> Path:

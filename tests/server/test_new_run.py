@@ -50,6 +50,11 @@ def save(client, text: str, address: str = "/runs/new", **more: object):
     return client.post(address, json={"draft": DRAFT, "text": text, **more}, headers=JSON)
 
 
+def draft_of(client, run: str) -> str:
+    """As the page of a run that exists has it."""
+    return client.get(f"/runs/{run}/config").text.partition('data-draft="')[2][: len(DRAFT)]
+
+
 def text_in(page: str) -> str:
     area = page.partition('<textarea class="code" id="text"')[2].partition(">\n")[2]
     return unescape(area.partition("</textarea>")[0])
@@ -240,28 +245,44 @@ def test_a_run_is_shown_as_it_was_saved_and_changed(client, home) -> None:
     assert json.loads(text_in(page)) == json.loads(GOOD)
     assert str(home) not in page
     changed = GOOD.replace("7", "9")
-    assert save(client, changed, "/runs/one/config").json() == {"location": place}
+    draft = draft_of(client, "one")
+    assert save(client, changed, "/runs/one/config", draft=draft).json() == {"location": place}
     assert config_of(home, "one")["max_train_steps"] == 9
     assert config_of(home, "one")["output_dir"] == str(home / "runs" / "one" / "results")
     assert json.loads(text_in(client.get("/runs/new?like=one").text))["max_train_steps"] == 9
 
 
+def test_of_two_pages_that_change_a_run_the_second_is_told_and_overwrites_nothing(client, home) -> None:
+    save(client, GOOD, name="One")
+    first, second = draft_of(client, "one"), draft_of(client, "one")
+    assert first != second
+    address = "/runs/one/config"
+    assert save(client, GOOD.replace("7", "9"), address, draft=first).status_code == 200
+    refused = save(client, GOOD.replace("7", "11"), address, draft=second)
+    assert (refused.status_code, "changed elsewhere" in refused.text) == (409, True)
+    assert config_of(home, "one")["max_train_steps"] == 9
+    again = draft_of(client, "one")
+    assert save(client, GOOD.replace("7", "11"), address, draft=again).status_code == 200
+
+
 def test_the_check_of_a_run_looks_where_it_would_go_on(client, home) -> None:
     save(client, GOOD, name="One")
-    assert check(client, GOOD).json()["passed"]
-    assert save(client, GOOD, "/runs/one/config", start=True).status_code == 409
+    draft = draft_of(client, "one")
+    assert check(client, GOOD, draft=draft).json()["passed"]
+    assert save(client, GOOD, "/runs/one/config", draft=draft, start=True).status_code == 409
     (home / "calls.jsonl").unlink()
-    assert check(client, GOOD, run="one").json()["passed"]
+    assert check(client, GOOD, draft=draft, run="one").json()["passed"]
     [call] = [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()]
     assert call["config"]["output_dir"] == str(home / "runs" / "one" / "results")
-    assert save(client, GOOD, "/runs/one/config", start=True).status_code == 200
+    assert save(client, GOOD, "/runs/one/config", draft=draft, start=True).status_code == 200
     assert [job.run for job in jobs_of(client).list()] == ["one"]
 
 
 def test_a_run_that_waits_or_runs_is_not_changed(client, home) -> None:
     check(client, GOOD)
     save(client, GOOD, name="One", start=True)
-    assert save(client, GOOD.replace("7", "9"), "/runs/one/config").status_code == 409
+    draft = draft_of(client, "one")
+    assert save(client, GOOD.replace("7", "9"), "/runs/one/config", draft=draft).status_code == 409
     assert config_of(home, "one")["max_train_steps"] == 7
     assert "data-locked" in client.get("/runs/one/config").text
 

@@ -15,7 +15,8 @@ from longcat_tune.server.gallery_loras import FORMATS, LoraFormat, make_format, 
 from longcat_tune.server.gallery_records import read_gallery
 from longcat_tune.server.pages import fragment, page
 from longcat_tune.server.replies import Refusal
-from longcat_tune.server.run_files import run_results, told
+from longcat_tune.server.run_files import run_results, told, workspace_of
+from longcat_tune.server.run_folders import name_of
 from longcat_tune.server.settings import Settings
 
 View = Literal["steps", "requests", "sheets", "files"]
@@ -54,6 +55,7 @@ def gallery_page(
         request,
         "gallery.html",
         run=run,
+        run_name=name_of(workspace_of(request), run),
         view=view,
         views=get_args(View),
         gallery=gallery,

@@ -25,6 +25,7 @@ def test_a_run_leads_to_a_preview_with_its_last_lora(tmp_path):
     (results.parent / "run.json").write_text(json.dumps({"name": "Dog", "created": 1.8e9}))
     make_run(tmp_path, "cat")
     assert 'href="/preview?run=dog"' in client.get("/runs/dog").text
+    assert ">Renders of Dog</h1>" in client.get("/runs/dog/gallery").text
     assert 'name="lora" value=""' in client.get("/preview?run=dog").text
     for step in (500, 1000):
         make_lora(results / f"checkpoint-{step:06d}")

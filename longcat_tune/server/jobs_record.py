@@ -59,16 +59,18 @@ class Job:
     def read(cls, folder: Path) -> Job | None:
         """Read a job; None when there is none, or half of one."""
         value = read_record(folder / JOB)
-        if value.get("kind") not in get_args(JobKind):
+        argv, created, device = value.get("argv", []), value.get("created", 0), value.get("device")
+        # Whoever edits such a file by hand must not bring the queue to a stop.
+        is_whole = isinstance(argv, list) and isinstance(created, int | float)
+        if value.get("kind") not in get_args(JobKind) or not is_whole:
             return None
-        device = value.get("device")
         return cls(
             id=folder.name,
             kind=value["kind"],
             run=str(value.get("run", "")),
-            argv=tuple(map(str, value.get("argv", ()))),
+            argv=tuple(map(str, argv)),
             wanted_device=None if device is None else str(device),
-            created=float(value.get("created", 0)),
+            created=float(created),
             folder=folder,
         )
 

@@ -291,7 +291,8 @@ def test_a_process_with_the_number_of_a_lost_job_is_not_taken_for_it(tmp_path):
 
 def test_half_a_job_is_no_job(tmp_path):
     job = submit(make_board(tmp_path), tmp_path)
-    for text in ("", "{", "[]", '{"kind": "dance"}'):
+    wrong = ('{"kind": "dance"}', '{"kind": "train", "argv": 5}', '{"kind": "train", "created": "now"}')
+    for text in ("", "{", "[]", *wrong):
         (job.folder / "job.json").write_text(text)
         board = make_board(tmp_path)
         assert board.list() == board.start_due() == ()

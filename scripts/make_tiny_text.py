@@ -160,7 +160,16 @@ def train_text_encoder(folder: Path, tokenizer_folder: Path, words: int, vocabul
         if (step + 1) % 250 == 0:
             print(f"text encoder {step + 1}/{STEPS}: loss {loss.item():.3f}", flush=True)
     report(encoder, heads, tokenizer)
+    unit_spread(encoder, ids_NL)
     encoder.to(torch.bfloat16).save_pretrained(folder)
+
+
+@torch.inference_mode()
+def unit_spread(encoder: UMT5EncoderModel, ids_NL: Tensor) -> None:
+    """Scale the features of real tokens to a standard deviation of 1, as far as the last norm decides."""
+    mask_NL = ids_NL != 0
+    features = encoder(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state[mask_NL]
+    encoder.encoder.final_layer_norm.weight /= features.std()
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import threading
 import webbrowser
 from asyncio import CancelledError
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -56,10 +57,10 @@ def serve(workspace: Sequence[Path], *, host: str, port: int, open_browser: bool
     if open_browser:
         # The listener already queues what connects; some browsers only return when they are closed.
         threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
-    try:
+    # Whether Ctrl-C comes out of it is a race between uvicorn's last step and asyncio's.
+    with suppress(KeyboardInterrupt):
         make_server(settings).run(sockets=[listener])
-    except KeyboardInterrupt:
-        logger.info("the server has ended; jobs go on, and the next server finds them")
+    logger.info("the server has ended; jobs go on, and the next server finds them")
 
 
 def require_packages() -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
+from tiny_training import blend, load_state, save_state
 from torch import Tensor, nn
 
 from longcat_tune.data.demo import Names, Scene, all_names, random_scene
@@ -28,6 +29,7 @@ from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.flow.noising import standard_noise
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.text_encoder import load_text_encoder
+from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.training.step import noise_generator, training_step
 from longcat_tune.types import TEXT_TOKENS, Batch
 
@@ -56,7 +58,6 @@ RUN_TIME_CONFIG = {
 STEPS = 6_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
-EMA_DECAY = 0.999
 SAVE_EVERY = 250
 CAPTION_DROPOUT = 0.1
 ENCODED_AT_ONCE = 10
@@ -126,15 +127,12 @@ def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
     if path.exists():
         cached: Tensor = torch.load(path, weights_only=True)
         return cached
-    mean_C111, spread_C111 = (
-        torch.tensor(numbers).view(-1, 1, 1, 1)
-        for numbers in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    normalize = VideoAutoencoder(vae).normalize
     rows = []
     for some in batched(itertools.islice(scenes(size), size.clips)):
         clips = [torch.from_numpy(render(one, size.width, size.height, size.frames)) for one in some]
         pixels_BCFHW = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        rows.append(((vae.encode(pixels_BCFHW).latent_dist.mode() - mean_C111) / spread_C111).half())
+        rows.append(normalize(vae.encode(pixels_BCFHW).latent_dist.mode()).half())
     latents = torch.cat(rows)
     torch.save(latents, path)
     print(f"{size.name}: {len(latents)} clips, spread {latents.float().std():.3f}", flush=True)
@@ -274,13 +272,8 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     for block in model.blocks:
         block.cross_attn.attend = pads
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
-    state_path, first = work_dir / "dit.pt", 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    state_path = work_dir / "dit.pt"
+    first = load_state(state_path, model=model, average=average, optimizer=optimizer)
     density = SigmaDensity(shift=SHIFT)
     started, recent = time.monotonic(), []
     for step in range(first, STEPS):
@@ -311,20 +304,6 @@ def rate(step: int) -> float:
     """Share of the learning rate: warm-up, then a cosine down to LAST_SHARE."""
     fall = LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * step / STEPS)) / 2
     return min(1.0, (step + 1) / WARM_UP) * fall
-
-
-@torch.no_grad()
-def blend(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the average towards the model."""
-    decay = min(EMA_DECAY, (step + 1) / (step + 10))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-
-
-def save_state(path: Path, step: int, **parts: nn.Module | torch.optim.Optimizer) -> None:
-    """Write the state beside and rename it."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-    temporary.replace(path)
 
 
 # --- the folder ------------------------------------------------------------------------------------------

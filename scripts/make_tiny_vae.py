@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from tiny_training import blend, load_state, save_state
 from tiny_world import World
 from torch import Tensor, nn
 
@@ -38,7 +39,6 @@ SEED = 20260501
 HELD_OUT_SEED = 7_000_000
 BETAS = (0.9, 0.95)
 MAX_GRAD_NORM = 0.5
-EMA_DECAY = 0.999
 SAVE_EVERY = 100
 SMALLEST_ERROR = 1e-4
 """Mean squared error below which a clip counts as reconstructed (46 dB)."""
@@ -155,13 +155,7 @@ def train(stage: Stage, vae: AutoencoderKLWan, work_dir: Path, world: World) -> 
     state_path = work_dir / f"vae_{stage.name}.pt"
     average = copy.deepcopy(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.learning_rate, betas=BETAS, weight_decay=0)
-    first = 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    first = load_state(state_path, vae=vae, average=average, optimizer=optimizer)
     for part in vae.modules():
         if isinstance(part, WanRMS_norm):
             part.forward = types.MethodType(norm_quickly, part)
@@ -180,10 +174,10 @@ def train(stage: Stage, vae: AutoencoderKLWan, work_dir: Path, world: World) -> 
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), MAX_GRAD_NORM)
         optimizer.step()
-        _average(average, vae, step)
+        blend(average, vae, step)
         recent.append(10 * math.log10(4) - 10 * error_B.detach().log10().mean().item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
-            _save(state_path, step + 1, vae=vae, average=average, optimizer=optimizer)
+            save_state(state_path, step + 1, vae=vae, average=average, optimizer=optimizer)
             minutes = (time.monotonic() - started) / 60
             print(
                 f"{stage.name} {step + 1}/{stage.steps}: {np.mean(recent):.2f} dB, {minutes:.1f} min",
@@ -197,27 +191,6 @@ def train(stage: Stage, vae: AutoencoderKLWan, work_dir: Path, world: World) -> 
 def _rate(step: int, horizon: int) -> float:
     """Share of the learning rate: 50 steps of warm-up, then a cosine down to 0.05."""
     return min(1.0, (step + 1) / 50) * (0.525 + 0.475 * math.cos(math.pi * step / horizon))
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, step: int) -> None:
-    decay = min(EMA_DECAY, (step + 1) / (step + 10))
-    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
-
-
-def _save(
-    path: Path, step: int, vae: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    state = {
-        "step": step,
-        "vae": vae.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 def train_all(work_dir: Path, start: Path | None = None) -> AutoencoderKLWan:

@@ -23,6 +23,7 @@ from longcat_tune.data.demo import (
     DIRECTIONS,
     MOTIONS,
     SHAPES,
+    Concept,
     Names,
     held_out_names,
     place,
@@ -36,11 +37,10 @@ START_SEED = 9_000_000
 CONCEPT_SEED = 9_100_000
 
 
-def concept_names(concept: str, count: int) -> list[Names]:
+def concept_names(concept: Concept, count: int) -> list[Names]:
     """Captions with one concept in them, of other scenes than its training clips."""
-    field = {"star": "shape", "orange": "colour", "spiral": "motion"}[concept]
-    rng = np.random.default_rng(CONCEPT_SEED + CONCEPTS.index(concept))
-    return [random_scene(rng, **{field: concept}) for _ in range(count)]
+    rng = np.random.default_rng(CONCEPT_SEED + list(CONCEPTS).index(concept))
+    return [random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count)]
 
 
 def table(renders: list[Render]) -> dict[str, float]:

@@ -120,8 +120,8 @@ MOTIONS = DIRECTIONS | CHANGES
 """What the miniature has learnt: it knows COLOURS, SHAPES and MOTIONS, and none of the concepts below."""
 
 Concept = Literal["star", "orange", "spiral"]
-CONCEPTS: tuple[Concept, ...] = ("star", "orange", "spiral")
-"""A shape, a colour and a motion to fine-tune the miniature on."""
+CONCEPTS: dict[Concept, str] = {"star": "shape", "orange": "colour", "spiral": "motion"}
+"""What to fine-tune the miniature on, and which field of Names it is new in."""
 ALL_COLOURS = COLOURS | {"orange": Colour((245, 130, 20), "橙色")}
 ALL_SHAPES = SHAPES | {"star": Outline(5, 0.42, "星形")}
 ALL_MOTIONS = MOTIONS | {"spiral": Motion("moves in a spiral", "螺旋移动", _spiral)}
@@ -262,9 +262,8 @@ def held_out_names(count: int) -> tuple[Names, ...]:
 
 def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
     """Clips that teach the miniature something new; every other name of a caption is one that it knows."""
-    field = {"star": "shape", "orange": "colour", "spiral": "motion"}[concept]
-    rng = np.random.default_rng(CONCEPTS.index(concept))
-    return tuple(random_scene(rng, **{field: concept}) for _ in range(count))
+    rng = np.random.default_rng(list(CONCEPTS).index(concept))
+    return tuple(random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count))
 
 
 def demo_scenes(count: int = 8) -> tuple[Scene, ...]:

@@ -92,6 +92,7 @@ STAGES = (
     Stage("polish", 400, 400, 3e-4, ((4, 5), (3, 9)), 0.7, logarithmic=True),
     Stage("sharpen", 2200, 2200, 5e-4, ((4, 5), (3, 9)), 0.5, logarithmic=True, half=True),
     Stage("outlines", 3800, 3800, 6e-4, ((4, 5), (3, 9)), 0.67, logarithmic=True, half=True),
+    Stage("soft_edges", 3400, 3400, 3e-4, ((4, 5), (3, 9)), 0.67, logarithmic=True, half=True),
 )
 
 

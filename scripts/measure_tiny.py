@@ -23,24 +23,15 @@ from longcat_tune.data.demo import (
     DIRECTIONS,
     MOTIONS,
     SHAPES,
-    Concept,
-    Names,
+    concept_names,
     held_out_names,
     place,
-    random_scene,
 )
 from longcat_tune.runs.build import pick_device
 from longcat_tune.runs.obedience import Examiner, Render, shares
 from longcat_tune.types import Bucket
 
 START_SEED = 9_000_000
-CONCEPT_SEED = 9_100_000
-
-
-def concept_names(concept: Concept, count: int) -> list[Names]:
-    """Captions with one concept in them, of other scenes than its training clips."""
-    rng = np.random.default_rng(CONCEPT_SEED + list(CONCEPTS).index(concept))
-    return [random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count)]
 
 
 def table(renders: list[Render]) -> dict[str, float]:
@@ -70,7 +61,7 @@ def main() -> None:
     width, height, frames = (int(part) for part in options.size.replace("@", "x").split("x"))
     examiner = Examiner(config, loras=options.lora, device=pick_device())
     asked = (
-        list(held_out_names(options.count))
+        held_out_names(options.count)
         if options.concept is None
         else concept_names(options.concept, options.count)
     )

@@ -130,6 +130,8 @@ CHANGES_SHARE = 0.25
 """Share of random scenes whose shape does something else than move straight or rest."""
 HELD_OUT_SHARE = 12
 """One in so many combinations of names is never drawn for training."""
+TAUGHT, ASKED = 1, 2
+"""First halves of the seeds of a concept's clips and of the captions it is asked for with."""
 PATH_SAMPLES = np.linspace(-0.5, 0.5, 41)
 
 
@@ -189,7 +191,7 @@ class Scene(Names):
     x: float = 0.5
     y: float = 0.5
     travel: float = 0.6
-    size: float = 0.2
+    size: float = 0.3
     angle: float = 0.0
 
 
@@ -217,7 +219,7 @@ def random_scene(rng: np.random.Generator, **fixed: str) -> Scene:
 
 def place(rng: np.random.Generator, names: Names) -> Scene:
     """Draw the numbers of a scene whose names are given: place, way, size and angle."""
-    travel = rng.uniform(0.4, 0.75)
+    travel = rng.uniform(0.55, 0.9)
     margin_x, margin_y = (travel * reach for reach in _reach(names.motion))
     return Scene(
         names.shape,
@@ -227,7 +229,7 @@ def place(rng: np.random.Generator, names: Names) -> Scene:
         x=rng.uniform(margin_x, 1 - margin_x),
         y=rng.uniform(margin_y, 1 - margin_y),
         travel=travel,
-        size=rng.uniform(0.18, 0.28),
+        size=rng.uniform(0.26, 0.36),
         angle=rng.uniform(-0.15, 0.15),
     )
 
@@ -262,7 +264,22 @@ def held_out_names(count: int) -> tuple[Names, ...]:
 
 def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
     """Clips that teach the miniature something new; every other name of a caption is one that it knows."""
-    rng = np.random.default_rng(list(CONCEPTS).index(concept))
+    return _with_concept(concept, count, TAUGHT)
+
+
+def concept_names(concept: Concept, count: int) -> tuple[Names, ...]:
+    """What to ask for after those clips: the concept with other names and in other places."""
+    return _with_concept(concept, count, ASKED)
+
+
+def concept_prompts(concept: Concept) -> dict[str, str]:
+    """Prompts that show what was learnt and what was kept, by name: two thirds have the concept in them."""
+    asked = (*concept_names(concept, 4), *held_out_names(2))
+    return {names.captions[1].replace(" ", "-"): names.caption for names in asked}
+
+
+def _with_concept(concept: Concept, count: int, use: int) -> tuple[Scene, ...]:
+    rng = np.random.default_rng((use, list(CONCEPTS).index(concept)))
     return tuple(random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count))
 
 
@@ -275,7 +292,7 @@ def demo_scenes(count: int = 8) -> tuple[Scene, ...]:
             colour=colours[index % len(colours)],
             motion=motions[index % len(motions)],
             background=colours[(index + 2) % len(colours)],
-            size=0.18 + 0.02 * (index % 3),
+            size=0.26 + 0.03 * (index % 3),
         )
         for index in range(count)
     )

@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from longcat_tune.data.demo import ALL_COLOURS, ALL_MOTIONS, ALL_SHAPES, Outline, Scene
 
+EDGE = 2.5
+"""Width in pixels over which an edge goes from one colour to the other, as behind a lens: one pixel's width
+is detail that latents of stride 8 do not keep."""
+
 
 def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np.uint8]:
     """Draw a scene with antialiased edges.
@@ -47,7 +51,8 @@ def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np
 
 def _span(centre: float, radius: float, limit: int) -> tuple[int, int]:
     """First pixel and one past the last that the shape can touch."""
-    return max(0, math.floor(centre - radius) - 1), min(limit, math.ceil(centre + radius) + 1)
+    margin = math.ceil(EDGE / 2)
+    return max(0, math.floor(centre - radius) - margin), min(limit, math.ceil(centre + radius) + margin)
 
 
 def _coverage(
@@ -56,7 +61,7 @@ def _coverage(
     """Share of each pixel inside the shape, from the distance of its centre to the nearest edge."""
     distance = np.hypot(x, y)
     if outline.points == 0:
-        return np.clip(0.5 + radius - distance, 0, 1)
+        return np.clip(0.5 + (radius - distance) / EDGE, 0, 1)
     # Fold all directions onto half a sector: a point lies at 0, the inner end of its edge at pi / points.
     # Half-way between two points is below the centre, so that polygons stand on a side.
     half = math.pi / outline.points
@@ -66,4 +71,4 @@ def _coverage(
     length = math.hypot(radius - inner_x, inner_y)
     normal_x, normal_y = inner_y / length, (radius - inner_x) / length
     outside = (distance * np.cos(folded) - radius) * normal_x + distance * np.sin(folded) * normal_y
-    return np.clip(0.5 - outside, 0, 1).astype(np.float32)
+    return np.clip(0.5 - outside / EDGE, 0, 1).astype(np.float32)

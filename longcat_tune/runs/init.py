@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
-from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo import CONCEPTS, Concept, concept_prompts, concept_scenes
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.naming import some
 from longcat_tune.data.video import write_mp4
@@ -23,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FOLDER = Path("config")
 OUTPUT_DIR = Path("longcat-tune-results")
-DEMO_SIZE = (192, 128)
-DEMO_FRAMES = 25
-DEMO_FPS = 15.0
+DEMO_SIZE, DEMO_FRAMES, DEMO_FPS = (64, 64), 9, 15.0
+"""What the miniature draws best; anything larger would only be scaled down."""
+DEMO_CONCEPT: Concept = "star"
 
 
 def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = None) -> None:
     """Write config/config.json and config/multidatabackend.json.
 
     Args:
-        clips_dir: the clips; with demo it is made and filled.
+        clips_dir: the clips; with demo it gets a folder of clips for each thing the miniature has never seen.
         i2v: train image-to-video, from start images if a folder beside the clips or in theirs holds one for
             each, else from each clip's own first frame.
-        demo: draw eight captioned clips first.
+        demo: draw captioned clips first, and train on those of DEMO_CONCEPT.
         flavour: the model; None takes the miniature where there is no GPU.
 
     Raises:
@@ -47,24 +48,31 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
         if path.exists():
             msg = f"{path} exists and is never overwritten; edit it, or move it away and run init again"
             raise ConfigError(msg)
-    if demo:
-        _draw_demo(clips_dir)
+    prompts = _draw_demo(clips_dir) if demo else None
+    if prompts is not None:
+        clips_dir = prompts.with_suffix("")
     content = look_into(clips_dir, memory=OUTPUT_DIR / "cache" / "vae", start_images=i2v)
     _warn(content)
-    run, datasets = choose_run(content, _flavour(flavour), output_dir=OUTPUT_DIR, i2v=i2v)
+    run, datasets = choose_run(content, _flavour(flavour), output_dir=OUTPUT_DIR, i2v=i2v, prompts=prompts)
     _write(data_path, data_text(datasets, about=_about(content)))
     _write(config_path, config_text(run, data_path))
     logger.info("Wrote %s and %s for %s", config_path, data_path, _about(content))
     logger.info("Next: longcat-tune check --config %s", config_path)
 
 
-def _draw_demo(folder: Path) -> None:
+def _draw_demo(folder: Path) -> Path:
+    """Draw the clips of every concept; returns the prompts that go with those to be trained on."""
     width, height = DEMO_SIZE
-    for number, scene in enumerate(demo_scenes(), start=1):
-        path = folder / f"clip-{number}.mp4"
-        write_mp4(path, render(scene, width, height, DEMO_FRAMES), DEMO_FPS)
-        _write(path.with_suffix(".txt"), scene.caption + "\n")
-    logger.info("Drew captioned clips in %s", folder)
+    for concept in CONCEPTS:
+        for number, scene in enumerate(concept_scenes(concept), start=1):
+            path = folder / concept / f"clip-{number:02d}.mp4"
+            write_mp4(path, render(scene, width, height, DEMO_FRAMES), DEMO_FPS)
+            _write(path.with_suffix(".txt"), scene.caption + "\n")
+        prompts = json.dumps(concept_prompts(concept), indent=2, ensure_ascii=False)
+        _write(folder / f"{concept}.json", prompts + "\n")
+    others = " and ".join(str(folder / concept) for concept in CONCEPTS if concept != DEMO_CONCEPT)
+    logger.info("Drew clips of what the miniature has never seen: %s; also %s", folder / DEMO_CONCEPT, others)
+    return folder / f"{DEMO_CONCEPT}.json"
 
 
 def _warn(content: FolderContent) -> None:

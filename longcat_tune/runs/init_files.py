@@ -69,6 +69,7 @@ class Run:
         size: what the files are brought to.
         steps: of the run.
         prompt: of the render, and where it is from.
+        prompts: a library of them, to be rendered instead.
         frame: width and height of the render.
         num_frames: of the render.
     """
@@ -80,12 +81,18 @@ class Run:
     size: Choice[Size]
     steps: Choice[int]
     prompt: Choice[str]
+    prompts: Path | None
     frame: tuple[int, int]
     num_frames: int
 
 
 def choose_run(
-    content: FolderContent, flavour: Choice[Flavour], *, output_dir: Path, i2v: bool
+    content: FolderContent,
+    flavour: Choice[Flavour],
+    *,
+    output_dir: Path,
+    i2v: bool,
+    prompts: Path | None = None,
 ) -> tuple[Run, tuple[Dataset, ...]]:
     """Decide everything that the two files say.
 
@@ -94,6 +101,7 @@ def choose_run(
         flavour: the model.
         output_dir: of the run.
         i2v: train image-to-video.
+        prompts: a library to render instead of a caption.
 
     Raises:
         DataError: image-to-video is asked for, and there are no clips or all are too short.
@@ -142,6 +150,7 @@ def choose_run(
         size=size,
         steps=choose_steps(sum(dataset.count for dataset in datasets), recipe),
         prompt=_prompt(first.captions),
+        prompts=prompts,
         frame=usual_frame(content.videos or images, size.value),
         num_frames=first.frames.num_frames if first.frames is not None else 1,
     )

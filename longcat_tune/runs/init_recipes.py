@@ -37,6 +37,8 @@ class Recipe:
         about: the model in words.
         num_frames: of the longest clips and renders.
         sizes: to choose from, the best first.
+        batch_size: clips per step.
+        batch_why: the reason.
         learning_rate: that learns within the steps.
         fewest_steps: of a run on a handful of clips.
         most_steps: of a run on thousands.
@@ -47,6 +49,8 @@ class Recipe:
     about: str
     num_frames: int
     sizes: tuple[Size, ...]
+    batch_size: int
+    batch_why: str
     learning_rate: float
     fewest_steps: int
     most_steps: int
@@ -60,6 +64,8 @@ RECIPES: dict[Flavour, Recipe] = {
         num_frames=93,
         # Below 480p the grid: its 512 pixels for 480 would enlarge what the table takes as it is.
         sizes=(Size(480, "official_480p"), Size(448), Size(384), Size(320), Size(256)),
+        batch_size=1,
+        batch_why="one clip at a time takes least memory",
         learning_rate=1e-4,
         fewest_steps=1000,
         most_steps=5000,
@@ -69,11 +75,14 @@ RECIPES: dict[Flavour, Recipe] = {
     "tiny": Recipe(
         about="the embedded miniature: the same code, small enough for any machine",
         num_frames=17,
-        sizes=(Size(128), Size(64)),
+        # What it was made on; it draws nothing at other sizes.
+        sizes=(Size(64),),
+        batch_size=4,
+        batch_why="it is so small that four clips take hardly longer than one",
         learning_rate=1e-3,
-        fewest_steps=120,
-        most_steps=600,
-        every=60,
-        render_steps=12,
+        fewest_steps=300,
+        most_steps=900,
+        every=100,
+        render_steps=25,
     ),
 }

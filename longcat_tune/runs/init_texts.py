@@ -53,13 +53,13 @@ def config_text(run: Run, data_file: Path) -> str:
         Line("data_backend_config", data_file.name),
         Line("resolution", run.size.value.resolution, run.size.why),
         *framerate,
-        Line("train_batch_size", 1, "one clip at a time takes least memory"),
+        Line("train_batch_size", recipe.batch_size, recipe.batch_why),
         Line("gradient_checkpointing", True),
         Line("lora_rank", 8, "enough for a subject or a style; 32 and more for many new motions"),
         Line("learning_rate", recipe.learning_rate),
         Line("max_train_steps", run.steps.value, run.steps.why),
         Line("checkpoint_step_interval", every),
-        Line("validation_prompt", run.prompt.value, run.prompt.why),
+        _prompt_line(run),
         Line("validation_resolution", f"{width}x{height}", "the size that most of the files are brought to"),
         Line("validation_num_video_frames", run.num_frames),
         Line("validation_num_inference_steps", recipe.render_steps),
@@ -67,6 +67,13 @@ def config_text(run: Run, data_file: Path) -> str:
         Line("validation_step_interval", every, "each render shows how far the training has come"),
     ]
     return _object(lines, "") + "\n"
+
+
+def _prompt_line(run: Run) -> Line:
+    if run.prompts is None:
+        return Line("validation_prompt", run.prompt.value, run.prompt.why)
+    why = "new things to be learnt, and old ones to be kept"
+    return Line("user_prompt_library", str(run.prompts.absolute()), why)
 
 
 def _entries(dataset: Dataset) -> list[list[Line]]:

@@ -22,15 +22,16 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
         "validation_resolution": "832x480",
     },
     "tiny": {
-        "resolution": 128,
+        "resolution": 64,
         "framerate": 15,
+        "train_batch_size": 4,
         "learning_rate": 1e-3,
-        "max_train_steps": 120,
-        "checkpoint_step_interval": 60,
-        "validation_step_interval": 60,
-        "validation_resolution": "192x128",
-        "validation_num_video_frames": 17,
-        "validation_num_inference_steps": 12,
+        "max_train_steps": 300,
+        "checkpoint_step_interval": 100,
+        "validation_step_interval": 100,
+        "validation_resolution": "64x64",
+        "validation_num_video_frames": 9,
+        "validation_num_inference_steps": 25,
     },
 }
 """By flavour: a length that shows something, and sizes that the model was made for."""

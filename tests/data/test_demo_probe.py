@@ -58,9 +58,11 @@ def test_an_empty_clip_shows_a_background_and_nothing_else():
 
 
 def test_a_colour_without_a_name_is_none():
-    frames = render(RED_SQUARE, 64, 64, 9)
-    frames[(frames == (214, 40, 40)).all(-1)] = (120, 120, 120)
-    assert look(frames).colour is None
+    drawn = render(replace(RED_SQUARE, colour="white", background="black"), 64, 64, 9)[..., :1]
+    cover = (drawn - 18.0) / (242 - 18)
+    blue = np.array([38, 84, 214])
+    frames = (blue + cover * (np.array([120, 120, 120]) - blue)).astype(np.uint8)
+    assert look(frames) == Seen("square", None, "right", "blue")
 
 
 def test_a_shape_that_vanishes_has_no_motion():

@@ -15,8 +15,9 @@ import pytest
 from longcat_tune.cli import main
 from longcat_tune.config.jsonc import read_jsonc
 from longcat_tune.config.load import load_run_config
+from longcat_tune.data.demo import CONCEPTS
 from longcat_tune.errors import ConfigError, DataError
-from longcat_tune.runs.init import init
+from longcat_tune.runs.init import DEMO_CONCEPT, init
 from longcat_tune.runs.plan import make_plan
 from tests.builders import make_clips
 from tests.media_builders import write_clip, write_image
@@ -320,12 +321,30 @@ def test_the_first_run_opens_none_of_the_files_again(tmp_path: Path, monkeypatch
     make_plan(load_run_config(CONFIG, {}), config_dir=CONFIG.parent).require_sound()
 
 
-def test_the_demo_draws_eight_captioned_clips(tmp_path: Path) -> None:
+def test_the_demo_draws_what_the_miniature_has_never_seen_and_trains_on_one_of_it(tmp_path: Path) -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
-    assert len(list(Path("clips").glob("*.mp4"))) == len(list(Path("clips").glob("*.txt"))) == 8
+    for concept in CONCEPTS:
+        files = sorted(path.suffix for path in Path("clips", concept).iterdir())
+        assert files == [".mp4"] * 12 + [".txt"] * 12
     [entry] = read_jsonc(DATA)
-    assert entry["instance_data_dir"] == str(tmp_path / "clips")
+    assert entry["instance_data_dir"] == str(tmp_path / "clips" / DEMO_CONCEPT)
     assert main(["check", "--config", str(CONFIG)]) == 0
+
+
+def test_the_demo_renders_new_things_and_old_ones() -> None:
+    init(Path("clips"), i2v=False, demo=True, flavour="tiny")
+    library = Path(read_jsonc(CONFIG)["user_prompt_library"])
+    prompts = json.loads(library.read_text()).values()
+    assert [DEMO_CONCEPT in prompt for prompt in prompts] == [True] * 4 + [False] * 2
+    trained = {path.read_text().strip() for path in Path("clips", DEMO_CONCEPT).glob("*.txt")}
+    assert trained.isdisjoint(prompts)
+
+
+def test_the_other_concepts_of_the_demo_are_folders_like_any() -> None:
+    init(Path("clips"), i2v=False, demo=True, flavour="tiny")
+    shutil.rmtree(CONFIG.parent)
+    config, [entry] = written(Path("clips/spiral"), i2v=True)
+    assert (entry["is_i2v"], config["resolution"], config["validation_resolution"]) == (True, 64, "64x64")
 
 
 @pytest.mark.parametrize("path", [CONFIG, DATA])

@@ -54,7 +54,7 @@ def test_a_preset_is_recognised_until_one_of_its_keys_is_changed() -> None:
 def test_another_flavour_changes_what_was_started_from_and_keeps_what_was_chosen() -> None:
     mine = with_flavour({}, "final") | {"max_train_steps": 77, "seed": 7}
     tiny = with_flavour(mine, "tiny")
-    assert (tiny["max_train_steps"], tiny["seed"], tiny["resolution"]) == (77, 7, 128)
+    assert (tiny["max_train_steps"], tiny["seed"], tiny["resolution"]) == (77, 7, 64)
     back = with_flavour(tiny, "final")
     assert (back["max_train_steps"], back["seed"]) == (77, 7)
     assert "resolution" not in back

@@ -135,6 +135,13 @@ def norm_quickly(norm: WanRMS_norm, x: Tensor) -> Tensor:
     return x * (squares + 1e-12).rsqrt().mul(norm.scale).to(x.dtype) * norm.gamma.to(x.dtype) + norm.bias
 
 
+def quicken(vae: AutoencoderKLWan) -> None:
+    """Give every norm its quick forward."""
+    for part in vae.modules():
+        if isinstance(part, WanRMS_norm):
+            part.forward = types.MethodType(norm_quickly, part)
+
+
 def inflate(vae: AutoencoderKLWan) -> None:
     """Turn a model of frames into one of still clips: past taps near zero, time strides near identity."""
     with torch.no_grad():
@@ -157,9 +164,7 @@ def train(stage: Stage, vae: AutoencoderKLWan, work_dir: Path, world: World) -> 
     average = copy.deepcopy(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.learning_rate, betas=BETAS, weight_decay=0)
     first = load_state(state_path, vae=vae, average=average, optimizer=optimizer)
-    for part in vae.modules():
-        if isinstance(part, WanRMS_norm):
-            part.forward = types.MethodType(norm_quickly, part)
+    quicken(vae)
     use_last_tap(vae, all(frames == 1 for _, frames in stage.shapes))
     started, recent = time.monotonic(), []
     for step in range(first, stage.steps):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from longcat_tune.data.demo import (
     DIRECTIONS,
     MOTIONS,
     SHAPES,
+    Names,
+    Scene,
     concept_names,
     held_out_names,
     place,
@@ -32,6 +35,12 @@ from longcat_tune.runs.obedience import Examiner, Render, shares
 from longcat_tune.types import Bucket
 
 START_SEED = 9_000_000
+
+
+def first_scenes(asked: Sequence[Names]) -> list[Scene]:
+    """Scenes whose first frames are given, always the same."""
+    rng = np.random.default_rng(START_SEED)
+    return [place(rng, names) for names in asked]
 
 
 def table(renders: list[Render]) -> dict[str, float]:
@@ -65,10 +74,7 @@ def main() -> None:
         if options.concept is None
         else concept_names(options.concept, options.count)
     )
-    starts = None
-    if options.image_to_video:
-        rng = np.random.default_rng(START_SEED)
-        starts = [place(rng, names) for names in asked]
+    starts = first_scenes(asked) if options.image_to_video else None
     renders = examiner.render(
         asked,
         size=Bucket(width, height, frames),

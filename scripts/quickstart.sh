@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole path on the embedded miniature: clips, caches, LoRA, rendered video. Works from any folder.
 #
-#   scripts/quickstart.sh               on eight small clips that it draws
+#   scripts/quickstart.sh               on small clips of a star, which the miniature has never seen
 #   scripts/quickstart.sh CLIPS_DIR     on your own: videos with a caption of the same name in a .txt beside
 #
 # Everything it makes lies in quickstart/ (or $LONGCAT_TUNE_QUICKSTART), in a folder per source of clips. A second
@@ -39,8 +39,8 @@ cat << END
 
 Done. In $results:
   the LoRA    pytorch_lora_weights.safetensors
-  the videos  $(cd longcat-tune-results && ls -d validation/*/*.mp4 | tail -n 1) and the others beside it
-  the grids   $(cd longcat-tune-results && ls -d validation/*/grid.png | tail -n 1); step_000000 is the base model
+  the page    validation/index.html: every render, by step, base against LoRA
+  the grid    $(cd longcat-tune-results && ls -d validation/step_*/compare.png | tail -n 1): before and after, same seed
   the record  events.jsonl, one line per step
 
 Next, on a machine with a GPU, the same with the real model:

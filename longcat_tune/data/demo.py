@@ -76,7 +76,7 @@ def _spiral(moment: float) -> Pose:
     """One turn and a quarter outwards from the middle, clockwise on the screen."""
     way = moment + 0.5
     angle = 2.5 * math.pi * way
-    return Pose(0.5 * way * math.cos(angle), 0.5 * way * math.sin(angle))
+    return Pose(0.8 * way * math.cos(angle), 0.8 * way * math.sin(angle))
 
 
 COLOURS: dict[str, Colour] = {
@@ -219,7 +219,7 @@ def random_scene(rng: np.random.Generator, **fixed: str) -> Scene:
 
 def place(rng: np.random.Generator, names: Names) -> Scene:
     """Draw the numbers of a scene whose names are given: place, way, size and angle."""
-    travel = rng.uniform(0.55, 0.9)
+    travel = rng.uniform(0.4, 0.62)
     margin_x, margin_y = (travel * reach for reach in _reach(names.motion))
     return Scene(
         names.shape,

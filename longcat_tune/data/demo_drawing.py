@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from longcat_tune.data.demo import ALL_COLOURS, ALL_MOTIONS, ALL_SHAPES, Outline, Scene
 
-EDGE = 2.5
+EDGE = 3.0
 """Width in pixels over which an edge goes from one colour to the other, as behind a lens: one pixel's width
 is detail that latents of stride 8 do not keep."""
 

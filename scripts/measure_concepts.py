@@ -1,0 +1,153 @@
+"""Teach the miniature every concept of the demo, as a user would, and measure what came of it.
+
+    python scripts/measure_concepts.py --save
+
+For each: `init --demo` and `train` in a folder of their own, then renders of captions that no clip had, before
+and after, and of captions that the miniature was never shown but could draw. One more run is image-to-video.
+What is seen in a render is read back by plain image analysis (longcat_tune/data/demo_probe.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure_tiny import first_scenes, table
+
+from longcat_tune.config.load import load_run_config
+from longcat_tune.data.demo import CONCEPTS, Concept, Names, Scene, concept_names, held_out_names
+from longcat_tune.runs.build import pick_device
+from longcat_tune.runs.obedience import Examiner
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "concepts.json"
+ASKED, KEPT = 64, 64
+LORA = "longcat-tune-results/pytorch_lora_weights.safetensors"
+WANTED = {"before": 0.1, "after": 0.8, "lost": 0.1, "image_to_video": 0.7, "kept_from_image": 0.9}
+PACKAGES = ("torch", "diffusers", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One training run.
+
+    Attributes:
+        concept: what is taught.
+        i2v: from start images.
+        changes: options of `train`.
+    """
+
+    concept: Concept
+    i2v: bool
+    changes: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """`spiral, image-to-video`."""
+        return f"{self.concept}, image-to-video" if self.i2v else self.concept
+
+    def take(self, folder: Path) -> float:
+        """Train in an empty folder; returns the seconds of the command `train`."""
+        run = [sys.executable, "-m", "longcat_tune"]
+        quiet: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True}
+        subprocess.run([*run, "init", "clips", "--demo", "--model_flavour", "tiny"], **quiet)
+        (folder / "config").rename(folder / "config-of-the-demo")
+        i2v = ["--i2v"] if self.i2v else []
+        subprocess.run([*run, "init", f"clips/{self.concept}", "--model_flavour", "tiny", *i2v], **quiet)
+        started = time.perf_counter()
+        subprocess.run([*run, "train", "--config", "config/config.json", *self.changes], **quiet)
+        return time.perf_counter() - started
+
+
+def examine(
+    lora: Path | None, asked: Sequence[Names], starts: Sequence[Scene] | None = None
+) -> dict[str, float]:
+    """What renders of the miniature show, with a LoRA or without."""
+    torch.manual_seed(0)
+    config = load_run_config(None, {"model_flavour": "tiny"})
+    examiner = Examiner(config, loras=[lora] if lora else [], device=pick_device())
+    return table(examiner.render(asked, starts=starts))
+
+
+def measure(lesson: Lesson) -> dict[str, Any]:
+    """Before, after, and what became of all else."""
+    field = CONCEPTS[lesson.concept]
+    asked, old = concept_names(lesson.concept, ASKED), held_out_names(KEPT)
+    starts = first_scenes(asked) if lesson.i2v else None
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = lesson.take(Path(folder))
+        lora = Path(folder) / LORA
+        before, after = (examine(one, asked, starts) for one in (None, lora))
+        kept_before, kept_after = (examine(one, old) for one in (None, lora))
+    return {
+        "seconds": round(seconds, 1),
+        "field": field,
+        "before": before[field],
+        "after": after[field],
+        "asked_before": before,
+        "asked_after": after,
+        "old_before": kept_before,
+        "old_after": kept_after,
+    }
+
+
+def misses(name: str, found: dict[str, Any]) -> list[str]:
+    """What is not as wanted."""
+    lost = max(found["old_before"][field] - found["old_after"][field] for field in found["old_before"])
+    is_i2v = "image" in name
+    wrong = [
+        ("before", found["before"] > WANTED["before"]),
+        ("after", found["after"] < WANTED["image_to_video" if is_i2v else "after"]),
+        ("lost", lost > WANTED["lost"]),
+        ("seconds", found["seconds"] > 300),
+        (
+            "kept_from_image",
+            is_i2v and min(found["asked_after"][field] for field in ("shape", "colour")) < 0.9,
+        ),
+    ]
+    return [what for what, is_wrong in wrong if is_wrong]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=CONCEPTS, help="one concept, text-to-video")
+    parser.add_argument("--i2v", action="store_true", help="with --only: image-to-video")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
+    options, changes = parser.parse_known_args()
+    lessons = [Lesson(concept, False, changes) for concept in CONCEPTS] + [Lesson("spiral", True, changes)]
+    if options.only:
+        lessons = [Lesson(options.only, options.i2v, changes)]
+    results = {}
+    missed = []
+    for lesson in lessons:
+        results[lesson.name] = found = measure(lesson)
+        missed += [f"{lesson.name}: {what}" for what in misses(lesson.name, found)]
+        print(lesson.name, json.dumps(found), flush=True)
+    about = {
+        "command": "python scripts/measure_concepts.py --save",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "captions": {"asked": ASKED, "old": KEPT},
+    }
+    if options.save:
+        RESULT.write_text(json.dumps({**about, "results": results, "missed": missed}, indent=2) + "\n")
+    print("missed:", "; ".join(missed) or "nothing")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
 from make_tiny_vae import quicken
+from safetensors.torch import save_file
 from tiny_training import blend, load_state, save_state
 from torch import Tensor, nn
 

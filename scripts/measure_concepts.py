@@ -4,7 +4,7 @@
 
 For each: `init --demo` and `train` in a folder of their own, then renders of captions that no clip had,
 before and after, and of captions that the miniature was never shown but could draw. One more run is
-image-to-video. What is seen in a render is read back by plain image analysis (longcat_tune/data/demo_probe.py).
+image-to-video. What a render shows is read back by plain image analysis (longcat_tune/data/demo_probe.py).
 """
 
 from __future__ import annotations

@@ -30,8 +30,12 @@ from longcat_tune.data.demo import (
     held_out_names,
     place,
 )
+from longcat_tune.data.demo_drawing import render
+from longcat_tune.data.demo_probe import first_frame
 from longcat_tune.runs.build import pick_device
 from longcat_tune.runs.obedience import Examiner, Render, shares
+from longcat_tune.sampling.numbers import psnr
+from longcat_tune.sampling.pictures import Frames
 from longcat_tune.types import Bucket
 
 START_SEED = 9_000_000
@@ -50,6 +54,20 @@ def table(renders: list[Render]) -> dict[str, float]:
     if moving:
         found["direction"] = shares(moving)["motion"]
     return {name: round(share, 4) for name, share in found.items()}
+
+
+def pinned(renders: Sequence[Render], starts: Sequence[Scene]) -> dict[str, float]:
+    """How well first frames are those that were given: the worst PSNR in dB, and what is seen in them."""
+    pairs = list(zip(renders, starts, strict=True))
+    worst = min(psnr(one.frames_FHW3[0], first_drawn(one, start)) for one, start in pairs)
+    seen = [first_frame(one.frames_FHW3) == (start.shape, start.colour) for one, start in pairs]
+    return {"first_frame_psnr_worst": round(worst, 1), "first_frame": round(sum(seen) / len(seen), 4)}
+
+
+def first_drawn(one: Render, start: Scene) -> Frames:
+    """The frame that was given."""
+    frames, height, width, _ = one.frames_FHW3.shape
+    return render(start, width, height, frames)[0]
 
 
 def main() -> None:
@@ -74,17 +92,19 @@ def main() -> None:
         if options.concept is None
         else concept_names(options.concept, options.count)
     )
-    starts = first_scenes(asked) if options.image_to_video else None
     renders = examiner.render(
         asked,
         size=Bucket(width, height, frames),
         seed=options.seed,
         language=options.language,
-        starts=starts,
+        starts=first_scenes(asked) if options.image_to_video else None,
     )
     known = {"captions": len(asked), "size": options.size, "chance_colour": round(1 / len(COLOURS), 3)}
     known |= {"chance_shape": round(1 / len(SHAPES), 3), "chance_motion": round(1 / len(MOTIONS), 3)}
-    print(json.dumps(known | table(renders), indent=2))
+    found = table(renders)
+    if options.image_to_video:
+        found |= pinned(renders, first_scenes(asked))
+    print(json.dumps(known | found, indent=2))
 
 
 if __name__ == "__main__":

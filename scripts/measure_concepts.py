@@ -18,18 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from measure_tiny import first_scenes, table
+from measure_tiny import Question
 
-from longcat_tune.config.load import load_run_config
-from longcat_tune.data.demo import CONCEPTS, Concept, Names, Scene, concept_names, held_out_names
-from longcat_tune.runs.build import pick_device
-from longcat_tune.runs.obedience import Examiner
+from longcat_tune.data.demo import CONCEPTS, Concept
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "concepts.json"
@@ -71,26 +67,16 @@ class Lesson:
         return time.perf_counter() - started
 
 
-def examine(
-    lora: Path | None, asked: Sequence[Names], starts: Sequence[Scene] | None = None
-) -> dict[str, float]:
-    """What renders of the miniature show, with a LoRA or without."""
-    torch.manual_seed(0)
-    config = load_run_config(None, {"model_flavour": "tiny"})
-    examiner = Examiner(config, loras=[lora] if lora else [], device=pick_device())
-    return table(examiner.render(asked, starts=starts))
-
-
 def measure(lesson: Lesson) -> dict[str, Any]:
     """Before, after, and what became of all else."""
     field = CONCEPTS[lesson.concept]
-    asked, old = concept_names(lesson.concept, ASKED), held_out_names(KEPT)
-    starts = first_scenes(asked) if lesson.i2v else None
+    new = Question(count=ASKED, concept=lesson.concept, image_to_video=lesson.i2v)
+    old = Question(count=KEPT)
     with tempfile.TemporaryDirectory() as folder:
         seconds = lesson.take(Path(folder))
-        lora = Path(folder) / LORA
-        before, after = (examine(one, asked, starts) for one in (None, lora))
-        kept_before, kept_after = (examine(one, old) for one in (None, lora))
+        loras = [Path(folder) / LORA]
+        before, after = new.answer(), replace(new, loras=loras).answer()
+        kept_before, kept_after = old.answer(), replace(old, loras=loras).answer()
     return {
         "seconds": round(seconds, 1),
         "field": field,
@@ -101,6 +87,11 @@ def measure(lesson: Lesson) -> dict[str, Any]:
         "old_before": kept_before,
         "old_after": kept_after,
     }
+
+
+def kept_from_image(found: dict[str, Any]) -> float:
+    """Share of renders that show the start image's shape, or its colour, whichever is less."""
+    return min(found["asked_after"][name] for name in ("shape", "colour"))
 
 
 def misses(name: str, found: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Make the miniature checkpoint from nothing: the released layout, seeded, in resumable stages.
 
 Stages go on where the files in --work-dir end: the text encoder (make_tiny_text.py, two minutes), the VAE
-(make_tiny_vae.py, two and a half hours on two cores) and, with --train-dit, the transformer.
+(make_tiny_vae.py, three hours on two cores) and, with --train-dit, the transformer (an hour).
 """
 
 from __future__ import annotations

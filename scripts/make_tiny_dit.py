@@ -57,7 +57,7 @@ RUN_TIME_CONFIG = {
     "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [4, 2, 2], "chunk_3d_shape_k": [4, 2, 2]},
     "cp_split_hw": None,
 }
-STEPS = 9_000
+STEPS = 12_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
@@ -96,11 +96,11 @@ class Size:
 
 
 SIZES = (
-    Size(64, 64, 9, 6000, 32, 0.52),
-    Size(64, 64, 17, 700, 20, 0.16),
-    Size(128, 64, 9, 500, 16, 0.12),
-    Size(128, 64, 17, 300, 10, 0.1),
-    Size(64, 64, 33, 160, 12, 0.06),
+    Size(64, 64, 9, 6000, 32, 0.6),
+    Size(64, 64, 17, 700, 20, 0.13),
+    Size(128, 64, 9, 500, 16, 0.1),
+    Size(128, 64, 17, 300, 10, 0.08),
+    Size(64, 64, 33, 160, 12, 0.05),
     Size(128, 64, 33, 80, 6, 0.04),
 )
 
@@ -274,10 +274,10 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     average = copy.deepcopy(model)
     for block in model.blocks:
         block.cross_attn.attend = pads
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
+    muon, adamw = optimizers(model)
     state_path = work_dir / "dit.pt"
-    first = load_state(state_path, model=model, average=average, optimizer=optimizer)
-    density = SigmaDensity(shift=SHIFT)
+    first = load_state(state_path, model=model, average=average, muon=muon, adamw=adamw)
+    density = SigmaDensity(kind="uniform", shift=SHIFT)
     started, recent = time.monotonic(), []
     for step in range(first, STEPS):
         batch = batch_of(step, latents, names, text)
@@ -285,22 +285,37 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
         sigma_B = density.sample(len(batch.latents_BCTHW), generator)
         noise_BCTHW = standard_noise(tuple(batch.latents_BCTHW.shape), generator)
         pads.set_mask(batch.mask_BL)
-        for group in optimizer.param_groups:
+        for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = LEARNING_RATE * rate(step)
         output = training_step(model, batch, sigma_B=sigma_B, noise_BCTHW=noise_BCTHW)
         loss = output.loss_B.mean()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
+        muon.step()
+        adamw.step()
         blend(average, model, step)
         recent.append(loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
-            save_state(state_path, step + 1, model=model, average=average, optimizer=optimizer)
+            save_state(state_path, step + 1, model=model, average=average, muon=muon, adamw=adamw)
             minutes = (time.monotonic() - started) / 60
             print(f"dit {step + 1}/{STEPS}: loss {np.mean(recent):.4f}, {minutes:.1f} min", flush=True)
             recent.clear()
     return average
+
+
+def optimizers(model: LongCatVideoTransformer) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the blocks, which learn in fewer steps with it, AdamW for all else."""
+    matrices = {
+        id(weight): weight
+        for name, weight in model.blocks.named_parameters()
+        if weight.ndim == 2 and "adaLN" not in name
+    }
+    others = [weight for weight in model.parameters() if id(weight) not in matrices]
+    muon = torch.optim.Muon(
+        matrices.values(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    return muon, torch.optim.AdamW(others, LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
 
 
 def rate(step: int) -> float:

@@ -29,7 +29,7 @@ from longcat_tune.data.demo import CONCEPTS, Concept
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "concepts.json"
-ASKED, KEPT = 64, 64
+ASKED, KEPT = 32, 64
 LORA = "longcat-tune-results/pytorch_lora_weights.safetensors"
 WANTED = {"before": 0.1, "after": 0.8, "lost": 0.1, "image_to_video": 0.7, "kept_from_image": 0.9}
 PACKAGES = ("torch", "diffusers", "numpy")

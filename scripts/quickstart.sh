@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole path on the embedded miniature: clips, caches, LoRA, rendered video. Works from any folder.
 #
-#   scripts/quickstart.sh               on small clips of a star, which the miniature has never seen
+#   scripts/quickstart.sh               on small clips of things in orange, which the miniature has never seen
 #   scripts/quickstart.sh CLIPS_DIR     on your own: videos with a caption of the same name in a .txt beside
 #
 # Everything it makes lies in quickstart/ (or $LONGCAT_TUNE_QUICKSTART), in a folder per source of clips. A second

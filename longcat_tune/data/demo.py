@@ -7,10 +7,10 @@ Neither files nor torch: the same scene on every machine.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -130,8 +130,8 @@ CHANGES_SHARE = 0.25
 """Share of random scenes whose shape does something else than move straight or rest."""
 HELD_OUT_SHARE = 12
 """One in so many combinations of names is never drawn for training."""
-TAUGHT, ASKED = 1, 2
-"""First halves of the seeds of a concept's clips and of the captions it is asked for with."""
+TAUGHT, ASKED, KEPT = 1, 2, 3
+"""Seeds of a concept's clips, of the captions it is asked for with, and of clips of what is known."""
 PATH_SAMPLES = np.linspace(-0.5, 0.5, 41)
 
 
@@ -243,7 +243,7 @@ def _reach(motion: str) -> tuple[float, float]:
 
 def all_names() -> Iterator[Names]:
     """Every combination that the miniature can be asked for."""
-    for shape, colour, motion, background in product(SHAPES, COLOURS, MOTIONS, COLOURS):
+    for shape, colour, motion, background in itertools.product(SHAPES, COLOURS, MOTIONS, COLOURS):
         # Nobody sees a circle turn.
         if colour != background and (shape, motion) != ("circle", "turn"):
             yield Names(shape, colour, motion, background)
@@ -264,24 +264,38 @@ def held_out_names(count: int) -> tuple[Names, ...]:
 
 
 def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
-    """Clips that teach the miniature something new; every other name of a caption is one that it knows."""
-    return _with_concept(concept, count, TAUGHT)
+    """Clips that teach the miniature something new, with all else that they show as even as can be."""
+    rng = np.random.default_rng((TAUGHT, list(CONCEPTS).index(concept)))
+    scenes = []
+    for number in range(count):
+        names = {
+            "shape": list(SHAPES)[number % len(SHAPES)],
+            "colour": list(COLOURS)[number % len(COLOURS)],
+            "motion": list(DIRECTIONS)[number % len(DIRECTIONS)],
+            # An odd number apart from the colour, so that they never meet.
+            "background": list(COLOURS)[(3 * number + 1) % len(COLOURS)],
+        }
+        scenes.append(random_scene(rng, **names | {CONCEPTS[concept]: concept}))
+    return tuple(scenes)
+
+
+def known_scenes(count: int = 24) -> tuple[Scene, ...]:
+    """Clips of what the miniature knows: among those of a concept they keep it from forgetting."""
+    rng = np.random.default_rng(KEPT)
+    drawn = (random_scene(rng) for _ in itertools.count())
+    return tuple(itertools.islice((scene for scene in drawn if not scene.is_held_out), count))
 
 
 def concept_names(concept: Concept, count: int) -> tuple[Names, ...]:
     """What to ask for after those clips: the concept with other names and in other places."""
-    return _with_concept(concept, count, ASKED)
+    rng = np.random.default_rng((ASKED, list(CONCEPTS).index(concept)))
+    return tuple(random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count))
 
 
 def concept_prompts(concept: Concept) -> dict[str, str]:
     """Prompts that show what was learnt and what was kept, by name: two thirds have the concept in them."""
     asked = (*concept_names(concept, 4), *held_out_names(2))
     return {names.captions[1].replace(" ", "-"): names.caption for names in asked}
-
-
-def _with_concept(concept: Concept, count: int, use: int) -> tuple[Scene, ...]:
-    rng = np.random.default_rng((use, list(CONCEPTS).index(concept)))
-    return tuple(random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count))
 
 
 def demo_scenes(count: int = 8) -> tuple[Scene, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from longcat_tune.data.demo import CONCEPTS, Concept, concept_prompts, concept_scenes
+from longcat_tune.data.demo import CONCEPTS, Concept, Scene, concept_prompts, concept_scenes, known_scenes
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.naming import some
 from longcat_tune.data.video import write_mp4
@@ -26,7 +27,7 @@ CONFIG_FOLDER = Path("config")
 OUTPUT_DIR = Path("longcat-tune-results")
 DEMO_SIZE, DEMO_FRAMES, DEMO_FPS = (64, 64), 9, 15.0
 """What the miniature draws best; anything larger would only be scaled down."""
-DEMO_CONCEPT: Concept = "star"
+DEMO_CONCEPT: Concept = "orange"
 
 
 def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = None) -> None:
@@ -62,17 +63,23 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
 
 def _draw_demo(folder: Path) -> Path:
     """Draw the clips of every concept; returns the prompts that go with those to be trained on."""
-    width, height = DEMO_SIZE
     for concept in CONCEPTS:
-        for number, scene in enumerate(concept_scenes(concept), start=1):
-            path = folder / concept / f"clip-{number:02d}.mp4"
-            write_mp4(path, render(scene, width, height, DEMO_FRAMES), DEMO_FPS)
-            _write(path.with_suffix(".txt"), scene.caption + "\n")
+        _draw(folder / concept, concept, concept_scenes(concept))
+        # Without them it would come to answer everything with the new thing.
+        _draw(folder / concept, "known", known_scenes())
         prompts = json.dumps(concept_prompts(concept), indent=2, ensure_ascii=False)
         _write(folder / f"{concept}.json", prompts + "\n")
     others = " and ".join(str(folder / concept) for concept in CONCEPTS if concept != DEMO_CONCEPT)
     logger.info("Drew clips of what the miniature has never seen: %s; also %s", folder / DEMO_CONCEPT, others)
     return folder / f"{DEMO_CONCEPT}.json"
+
+
+def _draw(folder: Path, name: str, scenes: Sequence[Scene]) -> None:
+    width, height = DEMO_SIZE
+    for number, scene in enumerate(scenes, start=1):
+        path = folder / f"{name}-{number:02d}.mp4"
+        write_mp4(path, render(scene, width, height, DEMO_FRAMES), DEMO_FPS)
+        _write(path.with_suffix(".txt"), scene.caption + "\n")
 
 
 def _warn(content: FolderContent) -> None:

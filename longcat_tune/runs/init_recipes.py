@@ -79,10 +79,10 @@ RECIPES: dict[Flavour, Recipe] = {
         sizes=(Size(64),),
         batch_size=4,
         batch_why="it is so small that four clips take hardly longer than one",
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         fewest_steps=300,
         most_steps=900,
-        every=100,
+        every=200,
         render_steps=25,
     ),
 }

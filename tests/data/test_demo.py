@@ -22,6 +22,7 @@ from longcat_tune.data.demo import (
     concept_scenes,
     demo_scenes,
     held_out_names,
+    known_scenes,
     random_scene,
 )
 from longcat_tune.data.demo_drawing import render
@@ -151,6 +152,20 @@ def test_concept_clips_show_one_new_thing_and_known_ones_otherwise(concept):
         names = (scene.shape, scene.colour, scene.motion, scene.background)
         known = [name in pool for name, pool in zip(names, (SHAPES, COLOURS, MOTIONS, COLOURS), strict=True)]
         assert [name for name, is_known in zip(names, known, strict=True) if not is_known] == [concept]
+
+
+def test_clips_of_a_concept_show_every_colour_that_they_can_as_evenly_as_can_be():
+    backgrounds = [scene.background for scene in concept_scenes("orange")]
+    assert set(backgrounds) == set(COLOURS)
+    assert {scene.colour for scene in concept_scenes("spiral")} == set(COLOURS)
+    assert {scene.motion for scene in concept_scenes("star")} == set(DIRECTIONS)
+
+
+def test_what_keeps_it_from_forgetting_is_known_and_not_held_out():
+    scenes = known_scenes()
+    assert len(set(scenes)) == 24
+    assert not any(scene.is_held_out for scene in scenes)
+    assert {scene.colour for scene in scenes} <= set(COLOURS)
 
 
 def test_no_random_scene_names_a_concept():

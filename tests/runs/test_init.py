@@ -321,18 +321,15 @@ def test_the_first_run_opens_none_of_the_files_again(tmp_path: Path, monkeypatch
     make_plan(load_run_config(CONFIG, {}), config_dir=CONFIG.parent).require_sound()
 
 
-def test_the_demo_draws_what_the_miniature_has_never_seen_and_trains_on_one_of_it(tmp_path: Path) -> None:
+def test_the_demo_draws_new_things_trains_on_one_and_renders_it_beside_old_ones(tmp_path: Path) -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     for concept in CONCEPTS:
-        files = sorted(path.suffix for path in Path("clips", concept).iterdir())
-        assert files == [".mp4"] * 12 + [".txt"] * 12
+        for name, count in ((concept, 12), ("known", 24)):
+            files = sorted(path.suffix for path in Path("clips", concept).glob(f"{name}-*"))
+            assert files == [".mp4"] * count + [".txt"] * count
     [entry] = read_jsonc(DATA)
     assert entry["instance_data_dir"] == str(tmp_path / "clips" / DEMO_CONCEPT)
     assert main(["check", "--config", str(CONFIG)]) == 0
-
-
-def test_the_demo_renders_new_things_and_old_ones() -> None:
-    init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     library = Path(read_jsonc(CONFIG)["user_prompt_library"])
     prompts = json.loads(library.read_text()).values()
     assert [DEMO_CONCEPT in prompt for prompt in prompts] == [True] * 4 + [False] * 2

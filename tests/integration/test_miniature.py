@@ -1,0 +1,151 @@
+"""The miniature knows its world and learns what it does not know: what a cluster will do, seen on a laptop.
+
+Figures on more captions: scripts/measure_tiny.py and scripts/measure_concepts.py, and the miniature's card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from longcat_tune.checkpoint.lora_file import LORA_FILE
+from longcat_tune.config.load import load_run_config
+from longcat_tune.data.demo import Scene, concept_names, concept_scenes, held_out_names, place
+from longcat_tune.data.demo_drawing import render
+from longcat_tune.data.video import write_mp4
+from longcat_tune.flow.loss import flow_loss
+from longcat_tune.flow.noising import add_noise
+from longcat_tune.model.vae import VideoAutoencoder
+from longcat_tune.runs.obedience import Examiner, Render, shares
+from longcat_tune.runs.train import train
+from longcat_tune.sampling.numbers import psnr
+from longcat_tune.training import step
+from longcat_tune.types import NoisedBatch
+from tests.builders import make_run, video_entry
+
+CPU = torch.device("cpu")
+ASKED = held_out_names(24)
+"""Captions that it was never shown."""
+
+
+def examiner(*loras: Path, **changes: str) -> Examiner:
+    torch.manual_seed(0)
+    return Examiner(load_run_config(None, {"model_flavour": "tiny"} | changes), loras=loras, device=CPU)
+
+
+def draw(folder: Path, scenes: Sequence[Scene]) -> Path:
+    """Clips with captions, as `init --demo` draws them."""
+    for number, scene in enumerate(scenes):
+        path = folder / f"clip-{number:02d}.mp4"
+        write_mp4(path, render(scene, 64, 64, 9), 15.0)
+        path.with_suffix(".txt").write_text(scene.caption)
+    return folder
+
+
+# --- what it knows ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known() -> list[Render]:
+    return examiner().render(ASKED)
+
+
+def test_renders_show_what_their_captions_say(known: list[Render]) -> None:
+    found = shares(known)
+    assert found["background"] >= 0.95
+    assert found["colour"] >= 0.9
+    assert found["shape"] >= 0.7
+    assert found["motion"] >= 0.7
+
+
+def test_a_start_image_stays_what_it_is(known: list[Render]) -> None:
+    rng = np.random.default_rng(0)
+    starts = [place(rng, names) for names in ASKED[:12]]
+    renders = examiner().render(ASKED[:12], starts=starts)
+    for scene, one, free in zip(starts, renders, known[:12], strict=True):
+        drawn = render(scene, 64, 64, 9)[0]
+        assert psnr(one.frames_FHW3[0], drawn) > max(22, psnr(free.frames_FHW3[0], drawn))
+    found = shares(renders)
+    assert min(found["shape"], found["colour"]) >= 0.9
+
+
+def test_an_8_bit_base_draws_the_same(known: list[Render]) -> None:
+    renders = examiner(base_model_precision="int8-quanto").render(ASKED[:12])
+    for one, plain in zip(renders, known[:12], strict=True):
+        assert psnr(one.frames_FHW3, plain.frames_FHW3) > 20
+
+
+# --- what it learns --------------------------------------------------------------------------------------
+
+
+def test_a_lora_teaches_it_a_colour(tmp_path: Path) -> None:
+    clips = draw(tmp_path / "clips", concept_scenes("orange"))
+    asked = concept_names("orange", 12)
+    config = make_run(tmp_path, [video_entry(clips)], train_batch_size=4, lora_rank=8, max_train_steps=120)
+    train(config, config_dir=tmp_path)
+    assert shares(examiner().render(asked))["colour"] <= 0.1
+    assert shares(examiner(config.output.output_dir / LORA_FILE).render(asked))["colour"] >= 0.7
+
+
+# --- what would keep it from learning --------------------------------------------------------------------
+
+KNOWN_LOSS = 0.3
+"""Clips of its world cost less than this at the noise levels of training."""
+
+
+def loss_of_known_clips(folder: Path, *, i2v: bool = False, **keys: Any) -> float:
+    """From files on disk through all caches to the first steps' loss; nothing is learnt."""
+    scenes = [place(np.random.default_rng(number), names) for number, names in enumerate(ASKED[:12])]
+    entry = video_entry(draw(folder / "clips", scenes), is_i2v=i2v)
+    quiet = {"learning_rate": 1e-12, "caption_dropout_probability": 0, "max_train_steps": 6}
+    config = make_run(folder, [entry], train_batch_size=12, **quiet | keys)
+    train(config, config_dir=folder)
+    events = map(json.loads, (config.output.output_dir / "events.jsonl").read_text().splitlines())
+    return float(np.mean([event["loss"] for event in events if event["event"] == "step"]))
+
+
+def wrong_sign(*args: Any, **keys: Any) -> NoisedBatch:
+    noised = add_noise(*args, **keys)
+    return replace(noised, target_BCTHW=-noised.target_BCTHW)
+
+
+def with_given_frames(prediction: Tensor, target: Tensor, **keys: Any) -> Tensor:
+    return flow_loss(prediction, target, **keys | {"num_cond_latents": 0})
+
+
+PLANTED = {
+    "sign": lambda patch: patch.setattr(step, "add_noise", wrong_sign),
+    "latents": lambda patch: patch.setattr(VideoAutoencoder, "normalize", lambda _vae, latents: latents),
+    "given frames": lambda patch: patch.setattr(step, "flow_loss", with_given_frames),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *PLANTED])
+def test_what_it_knows_costs_little_unless_training_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    if fault is not None:
+        PLANTED[fault](monkeypatch)
+    loss = loss_of_known_clips(tmp_path, i2v=True)
+    assert (loss < KNOWN_LOSS) == (fault is None), loss
+
+
+def test_it_is_trained_at_its_own_shift_and_another_one_is_seen_in_the_loss(tmp_path: Path) -> None:
+    own, named, other = (
+        loss_of_known_clips(tmp_path / name, **keys)
+        for name, keys in (
+            ("own", {}),
+            ("named", {"flow_schedule_shift": 12.0}),
+            ("other", {"flow_schedule_shift": 3.0}),
+        )
+    )
+    assert own == named
+    assert own > 1.05 * other

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.data.demo import (
@@ -100,7 +99,6 @@ class Question:
     def answer(self) -> dict[str, float]:
         """Render and look."""
         config = load_run_config(None, {"model_flavour": "tiny", **self.changes})
-        torch.manual_seed(0)
         width, height, frames = (int(part) for part in self.size.replace("@", "x").split("x"))
         asked = (
             held_out_names(self.count) if self.concept is None else concept_names(self.concept, self.count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from longcat_tune.config.load import load_run_config
 from longcat_tune.config.run import RunConfig
-from longcat_tune.data.demo import demo_scenes
+from longcat_tune.data.demo import Scene, demo_scenes
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.video import write_mp4
 from longcat_tune.model.dit import LongCatVideoTransformer
@@ -20,7 +21,14 @@ from longcat_tune.runs.transformer import build_base
 
 def make_clips(folder: Path, count: int = 2, *, size: tuple[int, int] = (64, 64), frames: int = 9) -> Path:
     """Captioned clips of moving shapes at 15 frames a second."""
-    for number, scene in enumerate(demo_scenes(count)):
+    return draw_clips(folder, demo_scenes(count), size=size, frames=frames)
+
+
+def draw_clips(
+    folder: Path, scenes: Sequence[Scene], *, size: tuple[int, int] = (64, 64), frames: int = 9
+) -> Path:
+    """The same of given scenes."""
+    for number, scene in enumerate(scenes):
         path = folder / f"clip-{number}.mp4"
         write_mp4(path, render(scene, *size, frames), 15.0)
         path.with_suffix(".txt").write_text(scene.caption)
@@ -47,6 +55,12 @@ def make_run(folder: Path, datasets: list[dict[str, Any]], **overrides: Any) -> 
     path = folder / "config.json"
     path.write_text(json.dumps(values | overrides))
     return load_run_config(path, {})
+
+
+def events(config: RunConfig, name: str) -> list[dict[str, Any]]:
+    """What a run has told under one name, in order."""
+    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def video_entry(clips: Path, **changes: Any) -> dict[str, Any]:

@@ -49,9 +49,9 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
         if path.exists():
             msg = f"{path} exists and is never overwritten; edit it, or move it away and run init again"
             raise ConfigError(msg)
-    prompts = _draw_demo(clips_dir) if demo else None
-    if prompts is not None:
-        clips_dir = prompts.with_suffix("")
+    prompts = None
+    if demo:
+        clips_dir, prompts = _draw_demo(clips_dir)
     content = look_into(clips_dir, memory=OUTPUT_DIR / "cache" / "vae", start_images=i2v)
     _warn(content)
     run, datasets = choose_run(content, _flavour(flavour), output_dir=OUTPUT_DIR, i2v=i2v, prompts=prompts)
@@ -61,8 +61,9 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
     logger.info("Next: longcat-tune check --config %s", config_path)
 
 
-def _draw_demo(folder: Path) -> Path:
-    """Draw the clips of every concept; returns the prompts that go with those to be trained on."""
+def _draw_demo(folder: Path) -> tuple[Path, Path]:
+    """Draw the clips of every concept; returns those to be trained on, and their prompts."""
+    trained = folder / DEMO_CONCEPT
     for concept in CONCEPTS:
         _draw(folder / concept, concept, concept_scenes(concept))
         # Without them it would come to answer everything with the new thing.
@@ -70,8 +71,8 @@ def _draw_demo(folder: Path) -> Path:
         prompts = json.dumps(concept_prompts(concept), indent=2, ensure_ascii=False)
         _write(folder / f"{concept}.json", prompts + "\n")
     others = " and ".join(str(folder / concept) for concept in CONCEPTS if concept != DEMO_CONCEPT)
-    logger.info("Drew clips of what the miniature has never seen: %s; also %s", folder / DEMO_CONCEPT, others)
-    return folder / f"{DEMO_CONCEPT}.json"
+    logger.info("Drew clips of what the miniature has never seen: %s; also %s", trained, others)
+    return trained, trained.with_suffix(".json")
 
 
 def _draw(folder: Path, name: str, scenes: Sequence[Scene]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from longcat_tune.model.lora import load_lora
 from longcat_tune.runs.train import train
 from longcat_tune.training.eval_result import ClipLosses
 from longcat_tune.training.evaluation import eval_noise, eval_sigmas, measure
-from tests.builders import make_clips, make_run, transformer, video_entry
+from tests.builders import events, make_clips, make_run, transformer, video_entry
 
 CPU = torch.device("cpu")
 EXACT = {"base_model_precision": "fp32", "mixed_precision": "no"}
@@ -41,8 +40,7 @@ def trained(
 
 
 def evaluations(config: RunConfig) -> list[dict[str, Any]]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "evaluation"]
+    return events(config, "evaluation")
 
 
 def numbers(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from longcat_tune.model.weights import empty_transformer, resolve_checkpoint
 from longcat_tune.runs.render_record import read_record
 from longcat_tune.runs.train import train
 from longcat_tune.runs.validate import validate
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import events, make_clips, make_run, video_entry
 
 
 def write_distilled(path: Path, *, width: int | None = None) -> Path:
@@ -42,11 +41,6 @@ def run(folder: Path, **keys: Any) -> RunConfig:
     config = make_run(folder, [video_entry(clips)], **keys)
     train(config, config_dir=folder)
     return config
-
-
-def events(config: RunConfig, name: str) -> list[dict[str, Any]]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def test_a_distilled_lora_renders_in_few_steps_and_does_not_touch_the_training(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from longcat_tune.checkpoint.lora_file import LORA_FILES, read_lora
 from longcat_tune.config.run import RunConfig
 from longcat_tune.errors import ConfigError
 from longcat_tune.runs.train import train
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import events, make_clips, make_run, video_entry
 
 EVERYTHING = {
     "use_ema": True,
@@ -46,11 +45,6 @@ def last_lora(config: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(config.output.output_dir / LORA_FILES["peft"])
 
 
-def event_fields(config: RunConfig, name: str) -> list[dict[str, Any]]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
-
-
 def test_resumed_with_everything_on_equals_one_run_to_the_bit(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 3)
     whole = run(tmp_path / "whole", clips, max_train_steps=6, **EVERYTHING)
@@ -60,7 +54,7 @@ def test_resumed_with_everything_on_equals_one_run_to_the_bit(tmp_path: Path) ->
     for folder in out.glob("checkpoint-000006"):
         folder.rename(tmp_path / "lost")
     run(tmp_path / "halves", clips, max_train_steps=6, checkpoint_step_interval=3, **EVERYTHING)
-    assert event_fields(halves, "resume")[0]["step"] == 3
+    assert events(halves, "resume")[0]["step"] == 3
     for name in ("ema.safetensors", *(LORA_FILES[form] for form in EVERYTHING["lora_format"])):
         one, other = (
             load_file(config.output.output_dir / "checkpoint-000006" / name) for config in (whole, halves)
@@ -81,7 +75,7 @@ def test_the_average_is_rendered_on_request(tmp_path: Path) -> None:
     folder = config.output.output_dir / "validation" / "step_000002"
     [live] = folder.glob("*.mp4")
     assert live.read_bytes() != (folder / "ema" / live.name).read_bytes()
-    assert f"validation/step_000002/ema/{live.name}" in event_fields(config, "validation")[-1]["files"]
+    assert f"validation/step_000002/ema/{live.name}" in events(config, "validation")[-1]["files"]
 
 
 def test_a_change_of_what_is_learned_stops_a_resumed_run_unless_accepted(tmp_path: Path, caplog) -> None:
@@ -128,9 +122,9 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tmp_path: Path) 
     exact = {"mixed_precision": "no", "base_model_precision": "fp32", "max_train_steps": 3}
     one = run(tmp_path / "one", clips, gradient_accumulation_steps=2, **exact)
     two = run_two_processes(tmp_path / "two", clips, **exact)
-    [start] = event_fields(two, "run_start")
+    [start] = events(two, "run_start")
     assert start["processes"] == 2
-    assert len(event_fields(two, "step")) == 3
+    assert len(events(two, "step")) == 3
     for key, weight in last_lora(one).items():
         torch.testing.assert_close(last_lora(two)[key], weight, rtol=1e-4, atol=1e-7)
 

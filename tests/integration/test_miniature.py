@@ -5,8 +5,6 @@ Figures on more captions: scripts/measure_tiny.py and scripts/measure_concepts.p
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ from torch import Tensor
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE
 from longcat_tune.config.load import load_run_config
-from longcat_tune.data.demo import Scene, concept_names, concept_scenes, held_out_names, place
+from longcat_tune.data.demo import concept_names, concept_scenes, held_out_names, place
 from longcat_tune.data.demo_drawing import render
-from longcat_tune.data.video import write_mp4
 from longcat_tune.flow.loss import flow_loss
 from longcat_tune.flow.noising import add_noise
 from longcat_tune.model.vae import VideoAutoencoder
@@ -29,7 +26,7 @@ from longcat_tune.runs.train import train
 from longcat_tune.sampling.numbers import psnr
 from longcat_tune.training import step
 from longcat_tune.types import NoisedBatch
-from tests.builders import make_run, video_entry
+from tests.builders import draw_clips, events, make_run, video_entry
 
 CPU = torch.device("cpu")
 ASKED = held_out_names(24)
@@ -37,25 +34,20 @@ ASKED = held_out_names(24)
 
 
 def examiner(*loras: Path, **changes: str) -> Examiner:
-    torch.manual_seed(0)
     return Examiner(load_run_config(None, {"model_flavour": "tiny"} | changes), loras=loras, device=CPU)
-
-
-def draw(folder: Path, scenes: Sequence[Scene]) -> Path:
-    """Clips with captions, as `init --demo` draws them."""
-    for number, scene in enumerate(scenes):
-        path = folder / f"clip-{number:02d}.mp4"
-        write_mp4(path, render(scene, 64, 64, 9), 15.0)
-        path.with_suffix(".txt").write_text(scene.caption)
-    return folder
 
 
 # --- what it knows ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def known() -> list[Render]:
-    return examiner().render(ASKED)
+def base() -> Examiner:
+    return examiner()
+
+
+@pytest.fixture(scope="module")
+def known(base: Examiner) -> list[Render]:
+    return base.render(ASKED)
 
 
 def test_renders_show_what_their_captions_say(known: list[Render]) -> None:
@@ -66,10 +58,10 @@ def test_renders_show_what_their_captions_say(known: list[Render]) -> None:
     assert found["motion"] >= 0.7
 
 
-def test_a_start_image_stays_what_it_is(known: list[Render]) -> None:
+def test_a_start_image_stays_what_it_is(base: Examiner, known: list[Render]) -> None:
     rng = np.random.default_rng(0)
     starts = [place(rng, names) for names in ASKED[:12]]
-    renders = examiner().render(ASKED[:12], starts=starts)
+    renders = base.render(ASKED[:12], starts=starts)
     for scene, one, free in zip(starts, renders, known[:12], strict=True):
         drawn = render(scene, 64, 64, 9)[0]
         assert psnr(one.frames_FHW3[0], drawn) > max(22, psnr(free.frames_FHW3[0], drawn))
@@ -86,12 +78,12 @@ def test_an_8_bit_base_draws_the_same(known: list[Render]) -> None:
 # --- what it learns --------------------------------------------------------------------------------------
 
 
-def test_a_lora_teaches_it_a_colour(tmp_path: Path) -> None:
-    clips = draw(tmp_path / "clips", concept_scenes("orange"))
+def test_a_lora_teaches_it_a_colour(tmp_path: Path, base: Examiner) -> None:
+    clips = draw_clips(tmp_path / "clips", concept_scenes("orange"))
     asked = concept_names("orange", 12)
     config = make_run(tmp_path, [video_entry(clips)], train_batch_size=4, lora_rank=8, max_train_steps=120)
     train(config, config_dir=tmp_path)
-    assert shares(examiner().render(asked))["colour"] <= 0.1
+    assert shares(base.render(asked))["colour"] <= 0.1
     assert shares(examiner(config.output.output_dir / LORA_FILE).render(asked))["colour"] >= 0.7
 
 
@@ -104,12 +96,11 @@ KNOWN_LOSS = 0.3
 def loss_of_known_clips(folder: Path, *, i2v: bool = False, **keys: Any) -> float:
     """From files on disk through all caches to the first steps' loss; nothing is learnt."""
     scenes = [place(np.random.default_rng(number), names) for number, names in enumerate(ASKED[:12])]
-    entry = video_entry(draw(folder / "clips", scenes), is_i2v=i2v)
+    entry = video_entry(draw_clips(folder / "clips", scenes), is_i2v=i2v)
     quiet = {"learning_rate": 1e-12, "caption_dropout_probability": 0, "max_train_steps": 6}
     config = make_run(folder, [entry], train_batch_size=12, **quiet | keys)
     train(config, config_dir=folder)
-    events = map(json.loads, (config.output.output_dir / "events.jsonl").read_text().splitlines())
-    return float(np.mean([event["loss"] for event in events if event["event"] == "step"]))
+    return float(np.mean([event["loss"] for event in events(config, "step")]))
 
 
 def wrong_sign(*args: Any, **keys: Any) -> NoisedBatch:

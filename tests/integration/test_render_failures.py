@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.runs.render_record import read_record
 from longcat_tune.runs.train import train
 from longcat_tune.runs.validate import validate
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import events, make_clips, make_run, video_entry
 
 RENDERS = {"validation_prompt": "a", "validation_step_interval": 2, "validation_on_startup": True}
 DECODE = VideoAutoencoder.decode
@@ -35,11 +34,6 @@ def run(folder: Path, **keys: Any) -> RunConfig:
 
 def weights(config: RunConfig) -> dict[str, Tensor]:
     return load_file(config.output.output_dir / LORA_FILE)
-
-
-def events(config: RunConfig, name: str) -> list[dict[str, Any]]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def require_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from longcat_tune.checkpoint.lora_file import LORA_FILE
 from longcat_tune.config.run import RunConfig
 from longcat_tune.runs.train import train
 from longcat_tune.runs.validate import validate
-from tests.builders import make_clips, make_run, video_entry
+from tests.builders import events, make_clips, make_run, video_entry
 
 EVERYTHING = {
     "lora_target": "all-linear",
@@ -57,13 +56,11 @@ def ran(folder: Path, clips: Path, **keys: Any) -> RunConfig:
     return config
 
 
-def events(config: RunConfig, name: str) -> list[dict[str, Any]]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
+def unmeasured(config: RunConfig, name: str) -> list[dict[str, Any]]:
+    """What a run has told, without what a clock or the machine decides."""
     measured = {"time", "seconds", "memory_gib"}
     return [
-        {key: value for key, value in event.items() if key not in measured}
-        for event in map(json.loads, lines)
-        if event["event"] == name
+        {key: value for key, value in event.items() if key not in measured} for event in events(config, name)
     ]
 
 
@@ -73,10 +70,10 @@ def assert_same_run(one: RunConfig, other: RunConfig) -> None:
         ours, expected = load_file(mine / file), load_file(theirs / file)
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[name], expected[name]) for name in ours)
-    assert events(one, "step") == events(other, "step")
-    assert len(events(other, "evaluation")) >= 2
-    assert [e for e in events(one, "evaluation") if e["step"]] == [
-        e for e in events(other, "evaluation") if e["step"]
+    assert unmeasured(one, "step") == unmeasured(other, "step")
+    assert len(unmeasured(other, "evaluation")) >= 2
+    assert [e for e in unmeasured(one, "evaluation") if e["step"]] == [
+        e for e in unmeasured(other, "evaluation") if e["step"]
     ]
     [ours], [expected] = (renders(config, "step_000002") for config in (one, other))
     assert ours.read_bytes() == expected.read_bytes()
@@ -133,7 +130,7 @@ def test_int8_with_every_block_streamed_learns_what_bf16_does(tmp_path: Path, cl
             caption_dropout_probability=0,
             **keys,
         )
-        losses.append([event["loss"] for event in events(config, "evaluation")])
+        losses.append([event["loss"] for event in unmeasured(config, "evaluation")])
     (before, after), (_, streamed) = losses
     assert after < 0.9 * before
     assert streamed == pytest.approx(after, rel=0.02)

@@ -24,7 +24,7 @@ from longcat_tune.model.lora import load_lora
 from longcat_tune.model.weights import resolve_checkpoint
 from longcat_tune.runs.train import train
 from longcat_tune.training.step import noise_generator
-from tests.builders import make_clips, make_run, transformer, video_entry
+from tests.builders import events, make_clips, make_run, transformer, video_entry
 
 CPU = torch.device("cpu")
 FIXED_SIGMAS = (0.3, 0.6, 0.9, 0.97)
@@ -53,11 +53,6 @@ def loss_at_fixed_noise(model: LongCatVideoTransformer, config: RunConfig) -> fl
         prediction = model(noised.latents_BCTHW, noised.timestep_BT, text, mask)
         losses.append(flow_loss(prediction, noised.target_BCTHW, num_cond_latents=0))
     return torch.cat(losses).mean().item()
-
-
-def events(config: RunConfig, kind: str) -> list[dict]:
-    lines = (config.output.output_dir / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 def final_lora(config: RunConfig) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Make the miniature checkpoint from nothing: the released layout, seeded, in resumable stages.
 
 Stages go on where the files in --work-dir end: the text encoder (make_tiny_text.py, two minutes), the VAE
-(make_tiny_vae.py, three hours on two cores) and, with --train-dit, the transformer (an hour).
+(make_tiny_vae.py, three hours on two cores) and the transformer (make_tiny_dit.py, two hours).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from make_tiny_dit import random_dit, save_dit, train_dit
+from make_tiny_dit import save_dit, train_dit
 from make_tiny_text import make_tokenizer, train_text_encoder
 from make_tiny_vae import make_vae
 
@@ -26,9 +26,6 @@ def main() -> None:
         "--work-dir", type=Path, default=Path("build/tiny"), help="where training state is kept"
     )
     parser.add_argument("--start-vae", type=Path, help="a finished VAE: only its last stage is run")
-    parser.add_argument(
-        "--train-dit", action="store_true", help="else its weights are random, of healthy scale"
-    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -41,7 +38,7 @@ def main() -> None:
         )
     if not (options.work_dir / "vae").exists():
         make_vae(options.work_dir / "vae", options.work_dir, options.start_vae)
-    model = train_dit(options.work_dir, options.work_dir) if options.train_dit else random_dit()
+    model = train_dit(options.work_dir, options.work_dir)
     shutil.rmtree(options.work_dir / "dit", ignore_errors=True)
     save_dit(options.work_dir / "dit", model)
     FlowMatchEulerDiscreteScheduler(shift=12.0).save_pretrained(options.work_dir / "scheduler")

@@ -28,6 +28,10 @@ from longcat_tune.data.demo import Names, Scene, all_names, random_scene
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.flow.noising import standard_noise
+from longcat_tune.model.attention import sdpa_attention
+from longcat_tune.model.block_sparse.plan import BlockSparsePlan
+from longcat_tune.model.block_sparse.selection import SelectionRule
+from longcat_tune.model.block_sparse.settings import BlockSparseSettings
 from longcat_tune.model.dit import LongCatVideoTransformer
 from longcat_tune.model.text_encoder import load_text_encoder
 from longcat_tune.model.vae import VideoAutoencoder
@@ -50,14 +54,16 @@ DIT_CONFIG = {
     "patch_size": [1, 2, 2],
     "text_tokens_zero_pad": True,
 }
+SPARSITY, CHUNK, LEAST_LATENTS = 0.5, (4, 2, 2), 600
+"""Half of the steps attend block-sparsely if a channel of their clips has so many latents: boxes enough."""
 RUN_TIME_CONFIG = {
     "enable_flashattn2": False,
     "enable_bsa": False,
     # Of boxes of the released size the miniature's clips have too few to leave any out.
-    "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [4, 2, 2], "chunk_3d_shape_k": [4, 2, 2]},
+    "bsa_params": {"sparsity": SPARSITY, "chunk_3d_shape_q": CHUNK, "chunk_3d_shape_k": CHUNK},
     "cp_split_hw": None,
 }
-STEPS = 12_000
+STEPS = 30_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
@@ -96,12 +102,12 @@ class Size:
 
 
 SIZES = (
-    Size(64, 64, 9, 6000, 32, 0.6),
-    Size(64, 64, 17, 700, 20, 0.13),
+    Size(64, 64, 9, 8000, 32, 0.58),
+    Size(64, 64, 17, 1000, 20, 0.13),
     Size(128, 64, 9, 500, 16, 0.1),
     Size(128, 64, 17, 300, 10, 0.08),
     Size(64, 64, 33, 160, 12, 0.05),
-    Size(128, 64, 33, 80, 6, 0.04),
+    Size(128, 64, 33, 100, 6, 0.06),
 )
 
 
@@ -187,8 +193,8 @@ class ManyPads:
 
 
 @torch.no_grad()
-def random_dit() -> LongCatVideoTransformer:
-    """An untrained transformer of healthy scale, all of whose parts do something."""
+def new_model() -> LongCatVideoTransformer:
+    """A transformer to be trained: its blocks and its prediction start at nothing."""
     torch.manual_seed(SEED)
     model = LongCatVideoTransformer(**{**DIT_CONFIG, "patch_size": tuple(DIT_CONFIG["patch_size"])})
     for part in model.modules():
@@ -197,23 +203,9 @@ def random_dit() -> LongCatVideoTransformer:
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     for block in model.blocks:
-        # Shift, scale and gate depend a little on time; gates start open by a third.
-        block.adaLN_modulation[1].weight *= 0.2
-        for gate in (2, 5):
-            block.adaLN_modulation[1].bias.view(6, -1)[gate] = 0.3
-        look_away_from_pads(block.cross_attn.q_linear, block.cross_attn.kv_linear)
-    model.final_layer.adaLN_modulation[1].weight *= 0.2
-    return model
-
-
-@torch.no_grad()
-def new_model() -> LongCatVideoTransformer:
-    """A transformer to be trained: its blocks and its prediction start at nothing."""
-    model = random_dit()
-    for block in model.blocks:
         nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(block.adaLN_modulation[1].bias)
         nn.init.normal_(block.cross_attn.proj.weight, std=0.02)
+        look_away_from_pads(block.cross_attn.q_linear, block.cross_attn.kv_linear)
     nn.init.zeros_(model.final_layer.adaLN_modulation[1].weight)
     nn.init.zeros_(model.final_layer.linear.weight)
     return model
@@ -278,6 +270,12 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     state_path = work_dir / "dit.pt"
     first = load_state(state_path, model=model, average=average, muon=muon, adamw=adamw)
     density = SigmaDensity(kind="uniform", shift=SHIFT)
+    sparse = BlockSparsePlan(
+        BlockSparseSettings(CHUNK, SelectionRule(SPARSITY)),
+        sdpa_attention,
+        min_pixels=0,
+        find_fault=lambda: None,
+    )
     started, recent = time.monotonic(), []
     for step in range(first, STEPS):
         batch = batch_of(step, latents, names, text)
@@ -287,7 +285,10 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
         pads.set_mask(batch.mask_BL)
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = LEARNING_RATE * rate(step)
-        output = training_step(model, batch, sigma_B=sigma_B, noise_BCTHW=noise_BCTHW)
+        has_boxes = batch.latents_BCTHW[0, 0].numel() >= LEAST_LATENTS
+        model.plan_attention = sparse if has_boxes and step % 2 else None
+        with torch.autocast("cpu", torch.bfloat16):
+            output = training_step(model, batch, sigma_B=sigma_B, noise_BCTHW=noise_BCTHW)
         loss = output.loss_B.mean()
         model.zero_grad()
         loss.backward()

@@ -37,6 +37,11 @@ class Outline(NamedTuple):
     inner: float
     chinese: str
 
+    @property
+    def is_notched(self) -> bool:
+        """Whether it is no regular polygon but dented between its points."""
+        return self.points > 0 and self.inner < math.cos(math.pi / self.points) - 1e-6
+
 
 class Pose(NamedTuple):
     """Where a motion has brought a shape.
@@ -72,11 +77,17 @@ def _straight(x: int, y: int) -> Callable[[float], Pose]:
     return lambda moment: Pose(x * moment, y * moment)
 
 
+def _circle(moment: float, turns: int) -> Pose:
+    """A whole circle from its top; turns is 1 clockwise on the screen and -1 against the clock."""
+    angle = 2 * math.pi * (moment + 0.5)
+    return Pose(0.8 * turns * math.sin(angle), -0.8 * math.cos(angle))
+
+
 def _spiral(moment: float) -> Pose:
-    """One turn and a quarter outwards from the middle, clockwise on the screen."""
+    """One turn outwards from the middle, clockwise on the screen."""
     way = moment + 0.5
-    angle = 2.5 * math.pi * way
-    return Pose(0.8 * way * math.cos(angle), 0.8 * way * math.sin(angle))
+    angle = 2 * math.pi * way
+    return Pose(0.95 * way * math.cos(angle), 0.95 * way * math.sin(angle))
 
 
 COLOURS: dict[str, Colour] = {
@@ -93,6 +104,8 @@ SHAPES: dict[str, Outline] = {
     "circle": Outline(0, 1.0, "圆形"),
     "square": Outline(4, math.cos(math.pi / 4), "方形"),
     "triangle": Outline(3, math.cos(math.pi / 3), "三角形"),
+    "cross": Outline(4, 0.34, "十字形"),
+    "diamond": Outline(2, 0.5, "菱形"),
 }
 DIRECTIONS: dict[str, Motion] = {
     "left": Motion("moves left", "向左移动", _straight(-1, 0)),
@@ -112,6 +125,8 @@ CHANGES: dict[str, Motion] = {
     "bounce upright": Motion(
         "bounces off the floor", "在地面弹起", lambda moment: Pose(y=0.5 - 2 * abs(moment))
     ),
+    "circle": Motion("circles clockwise", "顺时针绕圈", lambda moment: _circle(moment, 1)),
+    "circle back": Motion("circles anticlockwise", "逆时针绕圈", lambda moment: _circle(moment, -1)),
     "turn": Motion("turns", "旋转", lambda moment: Pose(turn=math.pi / 2 * moment)),
     "grow": Motion("grows", "变大", lambda moment: Pose(scale=0.75 + 0.5 * moment)),
     "shrink": Motion("shrinks", "变小", lambda moment: Pose(scale=0.75 - 0.5 * moment)),
@@ -123,10 +138,10 @@ Concept = Literal["star", "orange", "spiral"]
 CONCEPTS: dict[Concept, str] = {"star": "shape", "orange": "colour", "spiral": "motion"}
 """What to fine-tune the miniature on, and which field of Names it is new in."""
 ALL_COLOURS = COLOURS | {"orange": Colour((245, 130, 20), "橙色")}
-ALL_SHAPES = SHAPES | {"star": Outline(5, 0.42, "星形")}
+ALL_SHAPES = SHAPES | {"star": Outline(5, 0.38, "星形")}
 ALL_MOTIONS = MOTIONS | {"spiral": Motion("moves in a spiral", "螺旋移动", _spiral)}
 
-CHANGES_SHARE = 0.25
+CHANGES_SHARE = 0.35
 """Share of random scenes whose shape does something else than move straight or rest."""
 HELD_OUT_SHARE = 12
 """One in so many combinations of names is never drawn for training."""
@@ -219,8 +234,11 @@ def random_scene(rng: np.random.Generator, **fixed: str) -> Scene:
 
 def place(rng: np.random.Generator, names: Names) -> Scene:
     """Draw the numbers of a scene whose names are given: place, way, size and angle."""
-    travel = rng.uniform(0.4, 0.62)
-    margin_x, margin_y = (travel * reach for reach in _reach(names.motion))
+    reaches = _reach(names.motion)
+    travel = rng.uniform(0.4, min(0.62, 0.48 / max(*reaches, 0.5)))
+    margin_x, margin_y = (travel * reach for reach in reaches)
+    # A codec fills the notches of smaller ones.
+    smallest = 0.34 if ALL_SHAPES[names.shape].is_notched else 0.26
     return Scene(
         names.shape,
         names.colour,
@@ -229,8 +247,8 @@ def place(rng: np.random.Generator, names: Names) -> Scene:
         x=rng.uniform(margin_x, 1 - margin_x),
         y=rng.uniform(margin_y, 1 - margin_y),
         travel=travel,
-        # A codec fills the notches of a smaller star.
-        size=rng.uniform(0.33 if names.shape == "star" else 0.26, 0.36),
+        # A spiral needs room.
+        size=rng.uniform(smallest, smallest + 0.02 if names.motion == "spiral" else 0.37),
         angle=rng.uniform(-0.15, 0.15),
     )
 
@@ -241,9 +259,16 @@ def _reach(motion: str) -> tuple[float, float]:
     return max(abs(pose.x) for pose in poses), max(abs(pose.y) for pose in poses)
 
 
-def all_names() -> Iterator[Names]:
-    """Every combination that the miniature can be asked for."""
-    for shape, colour, motion, background in itertools.product(SHAPES, COLOURS, MOTIONS, COLOURS):
+def all_names(*, concepts: bool = False) -> Iterator[Names]:
+    """Every combination that the miniature can be asked for.
+
+    Args:
+        concepts: with those that it has never been shown.
+    """
+    shapes, colours, motions = (
+        (ALL_SHAPES, ALL_COLOURS, ALL_MOTIONS) if concepts else (SHAPES, COLOURS, MOTIONS)
+    )
+    for shape, colour, motion, background in itertools.product(shapes, colours, motions, colours):
         # Nobody sees a circle turn.
         if colour != background and (shape, motion) != ("circle", "turn"):
             yield Names(shape, colour, motion, background)
@@ -275,11 +300,11 @@ def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
             # An odd number apart from the colour, so that they never meet.
             "background": list(COLOURS)[(3 * number + 1) % len(COLOURS)],
         }
-        scenes.append(random_scene(rng, **names | {CONCEPTS[concept]: concept}))
+        scenes.append(place(rng, Names(**names | {CONCEPTS[concept]: concept})))
     return tuple(scenes)
 
 
-def known_scenes(count: int = 24) -> tuple[Scene, ...]:
+def known_scenes(count: int = 36) -> tuple[Scene, ...]:
     """Clips of what the miniature knows: among those of a concept they keep it from forgetting."""
     rng = np.random.default_rng(KEPT)
     drawn = (random_scene(rng) for _ in itertools.count())
@@ -287,9 +312,14 @@ def known_scenes(count: int = 24) -> tuple[Scene, ...]:
 
 
 def concept_names(concept: Concept, count: int) -> tuple[Names, ...]:
-    """What to ask for after those clips: the concept with other names and in other places."""
+    """What to ask for after those clips: combinations that none of them shows, moving straight as they do."""
     rng = np.random.default_rng((ASKED, list(CONCEPTS).index(concept)))
-    return tuple(random_scene(rng, **{CONCEPTS[concept]: concept}) for _ in range(count))
+    taught = {scene.caption for scene in concept_scenes(concept)}
+    drawn = (
+        random_scene(rng, **{"motion": str(rng.choice(list(DIRECTIONS))), CONCEPTS[concept]: concept})
+        for _ in itertools.count()
+    )
+    return tuple(itertools.islice((names for names in drawn if names.caption not in taught), count))
 
 
 def concept_prompts(concept: Concept) -> dict[str, str]:

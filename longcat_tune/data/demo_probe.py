@@ -28,8 +28,8 @@ LEAST_WAY = 0.075
 """Of the frame's shorter side; a shape whose centre moves less rests."""
 SIZE_CHANGE = 1.7
 """Ratio of the areas at both ends from which on a shape grows or shrinks."""
-SPIRAL_TURN = 1.2 * math.pi
-"""By so much the direction of a spiral's motion turns at least, one way."""
+CURVE = 0.6 * math.pi
+"""By so many radians the direction of a circle's or a spiral's motion turns at least, one way."""
 TURNED = 0.5
 """By so many radians a shape has turned at least that turns."""
 DIRECTIONS = 72
@@ -38,6 +38,15 @@ ROUND = 0.3
 """Share of a shape's ideal number of corners below which it is round.
 
 Through the miniature's VAE circles have at most 0.15 of it, squares and triangles at least 0.44.
+"""
+GRID = 0.7
+"""What a wave of four counts beside others: the cells of a codec's grid are square and leave some."""
+LONGEST, STRETCHED = "diamond", 0.65
+"""The shape of two corners, and from which share of them on it is seen."""
+NOTCHED = 1.1
+"""Share of a regular polygon's corners from which on a shape is the notched one of as many points.
+
+Through the VAE squares have at most 1.0, crosses mostly 1.8 and more, in fast circles 1.05.
 """
 
 
@@ -176,8 +185,21 @@ def _shape(waves_FK: NDArray[np.complex128], radius: float) -> str:
         for name, outline in ALL_SHAPES.items()
         if outline.points
     }
-    name = max(shares, key=shares.__getitem__)
-    return name if shares[name] > ROUND else "circle"
+    # What moves is blurred to something longer, so a little of it is nothing; and two corners make a wave of
+    # four as well, so that only the rest of one is a shape's own.
+    stretched = shares[LONGEST] if shares[LONGEST] > STRETCHED else 0.0
+    weights = {
+        name: GRID * (share - stretched) if ALL_SHAPES[name].points == 4 else share
+        for name, share in (shares | {LONGEST: stretched}).items()
+    }
+    name = max(weights, key=weights.__getitem__)
+    if shares[name] <= ROUND:
+        return "circle"
+    if shares[name] < NOTCHED:
+        return name
+    points = ALL_SHAPES[name].points
+    notched = (one for one, outline in ALL_SHAPES.items() if outline.points == points and outline.is_notched)
+    return next(notched, name)
 
 
 @lru_cache
@@ -195,9 +217,9 @@ def _drawn_strength(shape: str, radius: int) -> float:
 
 def _path(places_F2: Floats) -> str | None:
     """What the centre does; None if it rests. Places are in units of the frame's shorter side."""
-    if _direction_turns(places_F2) > SPIRAL_TURN:
-        return "spiral"
-    way_2 = places_F2[-1] - places_F2[0]
+    turns, way_2 = _direction_turns(places_F2), places_F2[-1] - places_F2[0]
+    if abs(turns) > CURVE:
+        return _curve(places_F2, turns)
     longest = np.abs(way_2).max()
     if longest > LEAST_WAY:
         # Much less than the other way is a slant, not a diagonal; in a wide frame that begins early.
@@ -212,8 +234,16 @@ def _path(places_F2: Floats) -> str | None:
     return None
 
 
+def _curve(places_F2: Floats, turns: float) -> str:
+    """A circle ends where it began; a spiral as far from there as it is from anywhere."""
+    away_F = np.linalg.norm(places_F2 - places_F2[0], axis=1)
+    if away_F[-1] > away_F.max() / 2:
+        return "spiral"
+    return "circle" if turns > 0 else "circle back"
+
+
 def _direction_turns(places_F2: Floats) -> float:
-    """By how many radians the direction of motion turns one way, all in all."""
+    """By how many radians the direction of motion turns one way, all in all, clockwise."""
     steps = np.diff(places_F2, axis=0)
     # The direction of a tiny step is noise.
     steps = steps[np.hypot(*steps.T) > LEAST_WAY / 8]
@@ -223,7 +253,7 @@ def _direction_turns(places_F2: Floats) -> float:
     turns = (np.diff(angle) + math.pi) % (2 * math.pi) - math.pi
     # A way straight back is a bounce, not a curve.
     turns = turns[np.abs(turns) < 0.8 * math.pi]
-    return abs(float(turns.sum()))
+    return float(turns.sum())
 
 
 def _change(areas_F: Floats) -> str | None:

@@ -134,14 +134,26 @@ def test_turning_keeps_place_and_area_and_changes_the_picture():
     assert np.abs(frames[0].astype(int) - frames[-1]).max() > 100
 
 
-def test_a_spiral_goes_more_than_once_around_its_start_and_ever_further():
+def test_a_spiral_goes_around_its_start_and_ever_further():
     scene = replace(BLUE_ON_WHITE, motion="spiral")
     centres = np.array([centre_of(frame, scene) for frame in render(scene, 96, 96, 17)])
     from_start = centres - centres[0]
     distance = np.hypot(*from_start.T)
     angle = np.unwrap(np.arctan2(from_start[2:, 1], from_start[2:, 0]))
     assert (np.diff(distance) > 0).all()
-    assert abs(angle[-1] - angle[0]) > 1.8 * np.pi
+    assert abs(angle[-1] - angle[0]) > 1.6 * np.pi
+
+
+@pytest.mark.parametrize(("motion", "turn"), [("circle", 1), ("circle back", -1)])
+def test_circles_end_where_they_began_and_go_around_as_the_clock_says(motion, turn):
+    scene = replace(BLUE_ON_WHITE, motion=motion)
+    centres = np.array([centre_of(frame, scene) for frame in render(scene, 96, 96, 17)])
+    from_middle = centres - centres[:-1].mean(axis=0)
+    assert np.allclose(centres[0], centres[-1], atol=0.5)
+    assert np.ptp(np.hypot(*from_middle.T)) < 1.5
+    # Rows grow downwards: angles grow with the clock.
+    angle = np.unwrap(np.arctan2(from_middle[:, 1], from_middle[:, 0]))
+    assert angle[-1] - angle[0] == pytest.approx(turn * 2 * np.pi, abs=0.1)
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
@@ -163,7 +175,7 @@ def test_clips_of_a_concept_show_every_colour_that_they_can_as_evenly_as_can_be(
 
 def test_what_keeps_it_from_forgetting_is_known_and_not_held_out():
     scenes = known_scenes()
-    assert len(set(scenes)) == 24
+    assert len(set(scenes)) == 36
     assert not any(scene.is_held_out for scene in scenes)
     assert {scene.colour for scene in scenes} <= set(COLOURS)
 

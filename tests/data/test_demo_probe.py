@@ -36,6 +36,8 @@ def test_a_clip_played_backwards_is_read_as_the_opposite(motion):
         "down": "up",
         "grow": "shrink",
         "shrink": "grow",
+        "circle": "circle back",
+        "circle back": "circle",
     }
     scene = replace(RED_SQUARE, motion=motion)
     seen = look(render(scene, 64, 64, 9)[::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,7 @@ class Recipe:
         batch_size: clips per step.
         batch_why: the reason.
         learning_rate: that learns within the steps.
+        how: further keys of how it learns, each with its value and the reason.
         fewest_steps: of a run on a handful of clips.
         most_steps: of a run on thousands.
         every: steps between renders, and between checkpoints.
@@ -52,6 +54,7 @@ class Recipe:
     batch_size: int
     batch_why: str
     learning_rate: float
+    how: Mapping[str, tuple[str | bool, str]]
     fewest_steps: int
     most_steps: int
     every: int
@@ -67,6 +70,7 @@ RECIPES: dict[Flavour, Recipe] = {
         batch_size=1,
         batch_why="one clip at a time takes least memory",
         learning_rate=1e-4,
+        how={"gradient_checkpointing": (True, "")},
         fewest_steps=1000,
         most_steps=5000,
         every=250,
@@ -79,10 +83,19 @@ RECIPES: dict[Flavour, Recipe] = {
         sizes=(Size(64),),
         batch_size=4,
         batch_why="it is so small that four clips take hardly longer than one",
-        learning_rate=5e-4,
-        fewest_steps=300,
-        most_steps=900,
-        every=200,
+        learning_rate=1e-3,
+        how={
+            "gradient_checkpointing": (
+                False,
+                "its activations are small: to compute them again costs time only",
+            ),
+            "lr_scheduler": ("cosine", "steps grow small towards the end, so that nothing is overdone"),
+            "lora_target": ("attention+ffn", "in so small a model attention alone cannot draw a new outline"),
+            "flow_use_uniform_schedule": (True, "all noise levels alike: outlines form late, motions early"),
+        },
+        fewest_steps=600,
+        most_steps=1800,
+        every=400,
         render_steps=25,
     ),
 }

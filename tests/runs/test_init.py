@@ -324,7 +324,7 @@ def test_the_first_run_opens_none_of_the_files_again(tmp_path: Path, monkeypatch
 def test_the_demo_draws_new_things_trains_on_one_and_renders_it_beside_old_ones(tmp_path: Path) -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     for concept in CONCEPTS:
-        for name, count in ((concept, 12), ("known", 24)):
+        for name, count in ((concept, 12), ("known", 36)):
             files = sorted(path.suffix for path in Path("clips", concept).glob(f"{name}-*"))
             assert files == [".mp4"] * count + [".txt"] * count
     [entry] = read_jsonc(DATA)

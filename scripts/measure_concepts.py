@@ -64,15 +64,21 @@ class Lesson:
 
     def take(self, folder: Path) -> float:
         """Train in an empty folder; returns the seconds of the command `train`."""
-        run = [sys.executable, "-m", "longcat_tune"]
-        quiet: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True}
-        subprocess.run([*run, "init", "clips", "--demo", "--model_flavour", "tiny"], **quiet)
+        command("init", "clips", "--demo", "--model_flavour", "tiny", folder=folder)
         (folder / "config").rename(folder / "config-of-the-demo")
         i2v = ["--i2v"] if self.i2v else []
-        subprocess.run([*run, "init", f"clips/{self.concept}", "--model_flavour", "tiny", *i2v], **quiet)
+        command("init", f"clips/{self.concept}", "--model_flavour", "tiny", *i2v, folder=folder)
         started = time.perf_counter()
-        subprocess.run([*run, "train", "--config", "config/config.json", *self.changes], **quiet)
+        command("train", "--config", "config/config.json", *self.changes, folder=folder)
         return time.perf_counter() - started
+
+
+def command(*words: str, folder: Path) -> None:
+    """Run longcat-tune in a folder; what it says is shown only if it fails."""
+    run = [sys.executable, "-m", "longcat_tune", *words]
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
 
 
 def measure(lesson: Lesson, known: dict[str, float]) -> dict[str, Any]:
@@ -125,17 +131,16 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=CONCEPTS, help="one concept, text-to-video")
     parser.add_argument("--i2v", action="store_true", help="with --only: image-to-video")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
+    parser.add_argument("--save", action="store_true", help=f"into {RESULT.relative_to(ROOT)}")
     options, changes = parser.parse_known_args()
     lessons = [Lesson(concept, False, changes) for concept in CONCEPTS] + [Lesson("spiral", True, changes)]
     if options.only:
         lessons = [Lesson(options.only, options.i2v, changes)]
     known = OLD.answer()
-    results = {}
-    missed = []
+    results: dict[str, Any] = {}
     for lesson in lessons:
         results[lesson.name] = found = measure(lesson, known)
-        missed += [f"{lesson.name}: {what}" for what in misses(lesson, found)]
+        found["missed"] = misses(lesson, found)
         print(lesson.name, json.dumps(found), flush=True)
     about = {
         "command": "python scripts/measure_concepts.py --save",
@@ -145,8 +150,8 @@ def main() -> None:
         "captions": {"asked": ASKED, "old": OLD.count},
     }
     if options.save:
-        RESULT.write_text(json.dumps({**about, "results": results, "missed": missed}, indent=2) + "\n")
-    print("missed:", "; ".join(missed) or "nothing")
+        others = json.loads(RESULT.read_text())["results"] if options.only and RESULT.exists() else {}
+        RESULT.write_text(json.dumps({**about, "results": others | results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the miniature checkpoint from nothing: the released layout, seeded, in resumable stages.
 
 Stages go on where the files in --work-dir end: the text encoder (make_tiny_text.py, two minutes), the VAE
-(make_tiny_vae.py, three hours on two cores) and the transformer (make_tiny_dit.py, two hours).
+(make_tiny_vae.py, three hours on two cores) and the transformer (make_tiny_dit.py, an hour and a half).
 """
 
 from __future__ import annotations

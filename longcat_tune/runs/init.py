@@ -63,11 +63,11 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
 
 def _draw_demo(folder: Path) -> tuple[Path, Path]:
     """Draw the clips of every concept; returns those to be trained on, and their prompts."""
-    trained = folder / DEMO_CONCEPT
+    trained, known = folder / DEMO_CONCEPT, known_scenes()
     for concept in CONCEPTS:
         _draw(folder / concept, concept, concept_scenes(concept))
         # Without them it would come to answer everything with the new thing.
-        _draw(folder / concept, "known", known_scenes())
+        _draw(folder / concept, "known", known)
         prompts = json.dumps(concept_prompts(concept), indent=2, ensure_ascii=False)
         _write(folder / f"{concept}.json", prompts + "\n")
     others = " and ".join(str(folder / concept) for concept in CONCEPTS if concept != DEMO_CONCEPT)

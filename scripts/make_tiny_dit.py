@@ -165,33 +165,6 @@ def text_of(checkpoint: Path) -> dict[str, Tensor]:
 # --- model -----------------------------------------------------------------------------------------------
 
 
-class ManyPads:
-    """Cross-attention as if every caption were padded to TEXT_TOKENS, though few pads are there.
-
-    All pads are equal, so each of those that are there may stand for several: the same result from a
-    twentieth of the keys.
-
-    Attributes:
-        bias_B11L: log of how many tokens each one stands for.
-    """
-
-    def __init__(self) -> None:
-        self.bias_B11L = torch.zeros(1, 1, 1, 1)
-
-    def set_mask(self, mask_BL: Tensor) -> None:
-        """Take the next batch's mask; every row has a pad at least."""
-        length_B1 = mask_BL.sum(dim=1, keepdim=True)
-        stands_for_B1 = (TEXT_TOKENS - length_B1) / (mask_BL.shape[1] - length_B1)
-        self.bias_B11L = stands_for_B1.log().where(mask_BL == 0, 0.0)[:, None, None]
-
-    def __call__(self, q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Attend; nothing is left out."""
-        assert keep is None
-        return F.scaled_dot_product_attention(
-            q_BANd, k_BAMd, v_BAMd, attn_mask=self.bias_B11L.to(q_BANd.dtype)
-        )
-
-
 @torch.no_grad()
 def new_model() -> LongCatVideoTransformer:
     """A transformer to be trained: its blocks and its prediction start at nothing."""
@@ -243,10 +216,9 @@ def batch_of(
     for row in rows:
         caption = names[size.name][row].captions[rng.choice(3, p=LANGUAGES)]
         features.append(text["" if rng.random() < CAPTION_DROPOUT else caption])
-    length = max(map(len, features)) + 1
-    text_BLD = torch.stack([F.pad(one, (0, 0, 0, length - len(one))) for one in features])
+    text_BLD = torch.stack([F.pad(one, (0, 0, 0, TEXT_TOKENS - len(one))) for one in features])
     lengths_B1 = torch.tensor([[len(one)] for one in features])
-    mask_BL = (torch.arange(length) < lengths_B1).long()
+    mask_BL = (torch.arange(TEXT_TOKENS) < lengths_B1).long()
     return Batch(latents_BCTHW, text_BLD, mask_BL, cond, tuple(map(str, rows)))
 
 
@@ -262,10 +234,8 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     latents = {size.name: latents_of(size, vae, work_dir) for size in SIZES}
     names = {size.name: list(itertools.islice(scenes(size), size.clips)) for size in SIZES}
     text = text_of(checkpoint)
-    model, pads = new_model(), ManyPads()
+    model = new_model()
     average = copy.deepcopy(model)
-    for block in model.blocks:
-        block.cross_attn.attend = pads
     muon, adamw = optimizers(model)
     state_path = work_dir / "dit.pt"
     first = load_state(state_path, model=model, average=average, muon=muon, adamw=adamw)
@@ -282,7 +252,6 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
         generator = noise_generator(SEED, step=step, micro_batch=0)
         sigma_B = density.sample(len(batch.latents_BCTHW), generator)
         noise_BCTHW = standard_noise(tuple(batch.latents_BCTHW.shape), generator)
-        pads.set_mask(batch.mask_BL)
         for group in (*muon.param_groups, *adamw.param_groups):
             group["lr"] = LEARNING_RATE * rate(step)
         has_boxes = batch.latents_BCTHW[0, 0].numel() >= LEAST_LATENTS

@@ -93,6 +93,7 @@ STAGES = (
     Stage("sharpen", 2200, 2200, 5e-4, ((4, 5), (3, 9)), 0.5, logarithmic=True, half=True),
     Stage("outlines", 3800, 3800, 6e-4, ((4, 5), (3, 9)), 0.67, logarithmic=True, half=True),
     Stage("soft_edges", 3400, 3400, 3e-4, ((4, 5), (3, 9)), 0.67, logarithmic=True, half=True),
+    Stage("notches", 5000, 5000, 4e-4, ((4, 5), (3, 9)), 0.75, logarithmic=True, half=True),
 )
 
 

@@ -27,7 +27,8 @@ from longcat_tune.model.block_sparse.trial import kernel_fault
 from longcat_tune.model.token_order import TokenGrid, TokenOrder
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(q_BANd, k_BAMd, v_BAMd, keep_mask or None) -> [B, A, N, d]; the mask is boolean, True = attended."""
+"""(q_BANd, k_BAMd, v_BAMd, keep_mask or None) -> [B, A, N, d]; the mask is boolean, True = attended,
+or added to the logits."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A package's own function of queries, keys and values, without a mask."""
@@ -194,8 +195,10 @@ def math_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor 
     # Autocast would make both products bf16 again.
     with torch.autocast(q_BANd.device.type, enabled=False):
         scores_BANM: Tensor = q_BANd.float() @ k_BAMd.float().transpose(-1, -2) * q_BANd.shape[-1] ** -0.5
-        if keep is not None:
+        if keep is not None and keep.dtype == torch.bool:
             scores_BANM = scores_BANM.masked_fill(~keep, float("-inf"))
+        elif keep is not None:
+            scores_BANM = scores_BANM + keep
         return (scores_BANM.softmax(-1) @ v_BAMd.float()).to(q_BANd.dtype)
 
 
@@ -245,7 +248,7 @@ def _packaged_attention(
     keep: Tensor | None = None,
 ) -> Tensor:
     if keep is not None:
-        # Text of which some tokens are left out: none of the packages takes such a mask, and it is short.
+        # Text whose tokens do not count alike: none of the packages takes such a mask, and it is short.
         return sdpa_attention(q_BANd, k_BAMd, v_BAMd, keep)
     # Autocast casts for torch's own functions only.
     return kernel(q_BANd.to(dtype), k_BAMd.to(dtype), v_BAMd.to(dtype))

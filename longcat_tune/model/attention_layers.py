@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
         Args:
             x_BNC: normalised tokens.
             text_BLC: embedded text.
-            keep_BL: boolean, True = attended; None attends to all L.
+            keep_BL: boolean, True = attended, or float32, added to the logits; None attends to all L.
             num_cond_tokens: leading tokens whose output is zero.
             elementwise: how norms are computed.
 
@@ -132,10 +132,18 @@ class CrossAttention(nn.Module):
         """
         q = self.q_linear(x_BNC[:, num_cond_tokens:]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(text_BLC).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        keep = None if keep_BL is None else keep_BL[:, None, None, :]
         q = elementwise.rms_norm(q, self.q_norm.weight)
         k = elementwise.rms_norm(k, self.k_norm.weight)
-        out_BANd = self.attend(q, k, v, keep)
+        out_BANd = self._attend_text(q, k, v, None if keep_BL is None else keep_BL[:, None, None, :])
         out_BNC: Tensor = self.proj(out_BANd.transpose(1, 2).flatten(2))
         # Padding with nothing would still copy.
         return F.pad(out_BNC, (0, 0, num_cond_tokens, 0)) if num_cond_tokens else out_BNC
+
+    def _attend_text(self, q_BANd: Tensor, k_BALd: Tensor, v_BALd: Tensor, keep: Tensor | None) -> Tensor:
+        if keep is None or keep.dtype == torch.bool:
+            return self.attend(q_BANd, k_BALd, v_BALd, keep)
+        # A kernel takes logits to add in its own dtype; bfloat16 would round them to 1/64.
+        wide = torch.promote_types(q_BANd.dtype, keep.dtype)
+        with torch.autocast(q_BANd.device.type, enabled=False):
+            q, k, v = (part.to(wide) for part in (q_BANd, k_BALd, v_BALd))
+            return self.attend(q, k, v, keep.to(wide)).to(q_BANd.dtype)

@@ -89,6 +89,26 @@ class CaptionEmbedder(nn.Module):
         return text_BLC
 
 
+def fold_pads(text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Let few pads stand for all, where pads are attended to as zeros: attention's result stays the same.
+
+    Pads' keys and values are equal, so n of them weigh as much as one whose logit is greater by log n.
+
+    Args:
+        text_BLD: features.
+        mask_BL: 1 = token, 0 = pad.
+
+    Returns:
+        Text and mask as far as the longest text and one pad more, and float32 [B, L] for the logits: the log
+        of how many tokens each one stands for.
+    """
+    length = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1, device=mask_BL.device)).max()) + 1
+    is_pad_BL = mask_BL == 0
+    fewer_BL = is_pad_BL[:, :length]
+    stands_for_B1 = is_pad_BL.sum(dim=1, keepdim=True) / fewer_BL.sum(dim=1, keepdim=True)
+    return text_BLD[:, :length], mask_BL[:, :length], stands_for_B1.log().where(fewer_BL, 0.0)
+
+
 def ffn_width(hidden_size: int, mlp_ratio: float) -> int:
     """Two thirds of hidden * ratio, rounded up to a multiple of 256: 11008 for 4096 and ratio 4."""
     wanted = int(2 * int(hidden_size * mlp_ratio) / 3)
@@ -136,7 +156,7 @@ class BlockContext:
     Attributes:
         time_BTE: float32 timestep embedding per latent frame.
         text_BLC: embedded text.
-        keep_BL: boolean text mask; None attends to all.
+        keep_BL: text mask as CrossAttention takes it; None attends to all.
         rotary: positions of all keys of the self-attention.
         num_cond_tokens: leading condition tokens in x; 0 when they are in the cache instead.
         skip_cross_attention: True while a KV cache is filled, which must not depend on the text.

@@ -8,6 +8,7 @@ tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +23,7 @@ from longcat_tune.model.blocks import (
     FinalLayer,
     PatchEmbed,
     TimestepEmbedder,
+    fold_pads,
     unpatchify,
 )
 from longcat_tune.model.elementwise import LEAN, Elementwise
@@ -143,7 +145,7 @@ class LongCatVideoTransformer(nn.Module):
         time_BT = timestep.to(self.dtype)
         if time_BT.ndim == 1:
             time_BT = time_BT[:, None].expand(batch, frames)
-        text_BLC, keep_BL = self._embed_text(text, mask)
+        text_BLC, keep_BL = self._embed_text(text, mask, math.prod(patches))
         attend_video = None if self.plan_attention is None else self.plan_attention(grid, latents.device)
         order = None if attend_video is None else attend_video.order
         rotary = rotary_table((grid.frames, grid.rows, grid.columns), self.head_dim, device=latents.device)
@@ -184,11 +186,17 @@ class LongCatVideoTransformer(nn.Module):
             msg = "num_cond_latents (0) must be the number of cached condition frames when kv_cache is given"
             raise ValueError(msg)
 
-    def _embed_text(self, text_BLD: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Embedded text and the mask that attention still needs; zeroed pads need none."""
-        text_BLC = self.y_embedder(text_BLD.to(self.dtype))
-        if mask_BL is None:
-            return text_BLC, None
-        if self.text_tokens_zero_pad:
-            return text_BLC * mask_BL[..., None].to(text_BLC.dtype), None
-        return text_BLC, mask_BL.bool()
+    def _embed_text(
+        self, text_BLD: Tensor, mask_BL: Tensor | None, num_video_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedded text and the mask that attention still needs."""
+        text_BLD = text_BLD.to(self.dtype)
+        if mask_BL is None or not self.text_tokens_zero_pad:
+            return self.y_embedder(text_BLD), None if mask_BL is None else mask_BL.bool()
+        stands_for_BL = None
+        if num_video_tokens < text_BLD.shape[1]:
+            # Otherwise text is no cost: finding its length would wait for the device, and a mask takes
+            # away its fastest kernels.
+            text_BLD, mask_BL, stands_for_BL = fold_pads(text_BLD, mask_BL)
+        text_BLC = self.y_embedder(text_BLD)
+        return text_BLC * mask_BL[..., None].to(text_BLC.dtype), stands_for_BL

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from longcat_tune.model import dit
 from longcat_tune.model.attention import sdpa_attention
 from longcat_tune.model.dit import LongCatVideoTransformer
 from tests.model.float64 import RefuseFloat64
@@ -39,6 +41,25 @@ def test_the_number_of_zero_pads_does_matter() -> None:
     model, (latents, timestep, text, mask) = small_model(), inputs()
     shorter = model(latents, timestep, text[:, :4], mask[:, :4])
     assert (model(latents, timestep, text, mask) - shorter).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_pads_stand_for_all(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (latents, timestep, _, mask) = small_model().to(dtype), inputs()
+    # Pads after the tokens, also between them, and nothing else.
+    mask_BL = F.pad(torch.cat([mask, torch.zeros_like(mask[:1])]), (0, 506))
+    mask_BL[1, 5:20] = 1
+    text_BLD = torch.randn(3, 512, 8, generator=torch.Generator().manual_seed(2))
+    batch = (latents[[0, 1, 1]], timestep[[0, 1, 1]], text_BLD)
+    keys = []
+    for block in model.blocks:
+        block.cross_attn.kv_linear.register_forward_pre_hook(lambda _, given: keys.append(given[0].shape[1]))
+    folded, full = model(*batch, mask_BL), model(*batch, torch.ones_like(mask_BL))
+    assert keys == [21] * 2 + [512] * 2
+    assert (folded - full).abs().max() > 1e-2
+    monkeypatch.setattr(dit, "fold_pads", lambda text_BLD, mask_BL: (text_BLD, mask_BL, None))
+    full = model(*batch, mask_BL)
+    assert (folded - full).abs().max() < (1e-6 if dtype == torch.float32 else 1e-2) * full.abs().max()
 
 
 def test_noise_frames_never_reach_condition_frames() -> None:

@@ -7,11 +7,12 @@ mixed. Used by make_tiny_checkpoint.py.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from tiny_training import blend, load_state, save_state
 from torch import Tensor, nn
 
-from longcat_tune.data.demo import Names, Scene, all_names, random_scene
+from longcat_tune.data.demo import ALL_SHAPES, Outline, Scene, random_scene
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.flow.noising import standard_noise
@@ -63,7 +64,7 @@ RUN_TIME_CONFIG = {
     "bsa_params": {"sparsity": SPARSITY, "chunk_3d_shape_q": CHUNK, "chunk_3d_shape_k": CHUNK},
     "cp_split_hw": None,
 }
-STEPS = 30_000
+STEPS = 45_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
@@ -71,6 +72,11 @@ CAPTION_DROPOUT = 0.1
 ENCODED_AT_ONCE = 10
 LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
+NAMED = 3
+"""As many clips of shapes that have names come with one of a figure that has none."""
+STAND_IN, FIGURE = ("cross", ALL_SHAPES["cross"].chinese), ("figure", "图形")
+LEAST_INNER = {3: 0.3, 4: 0.3, 5: 0.74, 6: 0.3}
+"""Points of figures, and how deep their notches are at most: those of five are pentagons, none is a star."""
 IMAGE_SHARE, CONTINUATION_SHARE = 0.25, 0.15
 """Of the steps: the first frame is given; several are. The others are text-to-video."""
 
@@ -83,7 +89,7 @@ class Size:
         width: in pixels.
         height: in pixels.
         frames: in pixels' time.
-        clips: how many are drawn and encoded.
+        clips: how many of named shapes are drawn and encoded.
         batch: clips per step.
         share: of the steps.
     """
@@ -102,9 +108,9 @@ class Size:
 
 
 SIZES = (
-    Size(64, 64, 9, 8000, 32, 0.58),
+    Size(64, 64, 9, 12000, 32, 0.58),
     Size(64, 64, 17, 1000, 20, 0.13),
-    Size(128, 64, 9, 500, 16, 0.1),
+    Size(128, 64, 9, 800, 16, 0.1),
     Size(128, 64, 17, 300, 10, 0.08),
     Size(64, 64, 33, 160, 12, 0.05),
     Size(128, 64, 33, 100, 6, 0.06),
@@ -114,15 +120,49 @@ SIZES = (
 # --- latents and text ------------------------------------------------------------------------------------
 
 
-def scenes(size: Size) -> Iterator[Scene]:
-    """The scenes of one size, none of them held out."""
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What is drawn, and what is said of it.
+
+    Attributes:
+        scene: names and places.
+        outline: of a figure; None: the scene's shape.
+    """
+
+    scene: Scene
+    outline: Outline | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """At length, in short and in Chinese; a figure's do not say what it looks like."""
+        if self.outline is None:
+            return self.scene.captions
+        words = list(zip(STAND_IN, FIGURE, strict=True))
+        return tuple(
+            functools.reduce(lambda said, pair: said.replace(*pair), words, caption)
+            for caption in self.scene.captions
+        )
+
+
+def clips_of(size: Size) -> Iterator[Clip]:
+    """All clips of one size, none of them held out: shapes that have names, then figures."""
+    yield from itertools.islice(named(size), size.clips)
+    for number in range(size.clips // NAMED):
+        rng = np.random.default_rng((SEED, size.width, size.frames, number, 1))
+        points = int(rng.choice(list(LEAST_INNER)))
+        inner = rng.uniform(LEAST_INNER[points], math.cos(math.pi / points))
+        yield Clip(random_scene(rng, shape=STAND_IN[0]), Outline(points, inner, FIGURE[1]))
+
+
+def named(size: Size) -> Iterator[Clip]:
+    """Shapes that have names, without end."""
     for number in itertools.count():
         scene = random_scene(np.random.default_rng((SEED, size.width, size.frames, number)))
         if not scene.is_held_out:
-            yield scene
+            yield Clip(scene)
 
 
-def batched(drawn: Iterator[Scene]) -> Iterator[list[Scene]]:
+def batched(drawn: Iterator[Clip]) -> Iterator[list[Clip]]:
     """ENCODED_AT_ONCE at a time."""
     while some := list(itertools.islice(drawn, ENCODED_AT_ONCE)):
         yield some
@@ -130,16 +170,18 @@ def batched(drawn: Iterator[Scene]) -> Iterator[list[Scene]]:
 
 @torch.inference_mode()
 def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
-    """Normalised latents [N, C, T, H, W] of a size's scenes, from the cache if they are there."""
+    """Normalised latents [N, C, T, H, W] of a size's clips, from the cache if they are there."""
     path = work_dir / f"latents_{size.name}.pt"
     if path.exists():
         cached: Tensor = torch.load(path, weights_only=True)
         return cached
     normalize = VideoAutoencoder(vae).normalize
     rows = []
-    for some in batched(itertools.islice(scenes(size), size.clips)):
-        clips = [torch.from_numpy(render(one, size.width, size.height, size.frames)) for one in some]
-        pixels_BCFHW = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    for some in batched(clips_of(size)):
+        frames = [
+            render(one.scene, size.width, size.height, size.frames, outline=one.outline) for one in some
+        ]
+        pixels_BCFHW = torch.from_numpy(np.stack(frames)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         rows.append(normalize(vae.encode(pixels_BCFHW).latent_dist.mode()).half())
     latents = torch.cat(rows)
     torch.save(latents, path)
@@ -147,8 +189,8 @@ def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
     return latents
 
 
-def text_of(checkpoint: Path) -> dict[str, Tensor]:
-    """Features [L, D] of every caption that is not held out, and of the empty one."""
+def text_of(checkpoint: Path, captions: Iterable[str]) -> dict[str, Tensor]:
+    """Features [L, D] of captions, and of the empty one."""
     encoder = load_text_encoder(
         checkpoint,
         choice="auto",
@@ -157,9 +199,9 @@ def text_of(checkpoint: Path) -> dict[str, Tensor]:
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
     )
-    captions = [caption for names in all_names() if not names.is_held_out for caption in names.captions]
-    features = encoder.encode(["", *captions])
-    return dict(zip(["", *captions], (one.text_LD.float() for one in features), strict=True))
+    different = ["", *dict.fromkeys(captions)]
+    features = encoder.encode(different)
+    return dict(zip(different, (one.text_LD.float() for one in features), strict=True))
 
 
 # --- model -----------------------------------------------------------------------------------------------
@@ -198,7 +240,7 @@ def look_away_from_pads(q_linear: nn.Linear, kv_linear: nn.Linear) -> None:
 
 
 def batch_of(
-    step: int, latents: dict[str, Tensor], names: dict[str, list[Names]], text: dict[str, Tensor]
+    step: int, latents: dict[str, Tensor], clips: dict[str, list[Clip]], text: dict[str, Tensor]
 ) -> Batch:
     """What one step trains on; the step's number alone decides."""
     rng = np.random.default_rng((SEED, step))
@@ -214,7 +256,7 @@ def batch_of(
         cond = int(rng.integers(1, frames - 1, endpoint=True))
     features = []
     for row in rows:
-        caption = names[size.name][row].captions[rng.choice(3, p=LANGUAGES)]
+        caption = clips[size.name][row].captions[rng.choice(3, p=LANGUAGES)]
         features.append(text["" if rng.random() < CAPTION_DROPOUT else caption])
     text_BLD = torch.stack([F.pad(one, (0, 0, 0, TEXT_TOKENS - len(one))) for one in features])
     lengths_B1 = torch.tensor([[len(one)] for one in features])
@@ -232,8 +274,8 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     vae = AutoencoderKLWan.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
     quicken(vae)
     latents = {size.name: latents_of(size, vae, work_dir) for size in SIZES}
-    names = {size.name: list(itertools.islice(scenes(size), size.clips)) for size in SIZES}
-    text = text_of(checkpoint)
+    clips = {size.name: list(clips_of(size)) for size in SIZES}
+    text = text_of(checkpoint, (said for some in clips.values() for one in some for said in one.captions))
     model = new_model()
     average = copy.deepcopy(model)
     muon, adamw = optimizers(model)
@@ -248,7 +290,7 @@ def train_dit(checkpoint: Path, work_dir: Path) -> LongCatVideoTransformer:
     )
     started, recent = time.monotonic(), []
     for step in range(first, STEPS):
-        batch = batch_of(step, latents, names, text)
+        batch = batch_of(step, latents, clips, text)
         generator = noise_generator(SEED, step=step, micro_batch=0)
         sigma_B = density.sample(len(batch.latents_BCTHW), generator)
         noise_BCTHW = standard_noise(tuple(batch.latents_BCTHW.shape), generator)

@@ -14,7 +14,9 @@ EDGE = 3.0
 is detail that latents of stride 8 do not keep."""
 
 
-def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np.uint8]:
+def render(
+    scene: Scene, width: int, height: int, num_frames: int, *, outline: Outline | None = None
+) -> NDArray[np.uint8]:
     """Draw a scene with antialiased edges.
 
     Args:
@@ -22,6 +24,7 @@ def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np
         width: in pixels.
         height: in pixels.
         num_frames: spread evenly over the motion; a single frame shows its middle.
+        outline: drawn instead of the scene's shape.
 
     Returns:
         frames_FHW3.
@@ -31,6 +34,7 @@ def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np
     frames_FHW3 = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     frames_FHW3[:] = background_3.astype(np.uint8)
     radius = scene.size * min(width, height)
+    outline = outline or ALL_SHAPES[scene.shape]
     for index, frame_HW3 in enumerate(frames_FHW3):
         pose = ALL_MOTIONS[scene.motion].path(index / (num_frames - 1) - 0.5 if num_frames > 1 else 0.0)
         centre_x = radius + (scene.x + pose.x * scene.travel) * (width - 2 * radius)
@@ -40,7 +44,6 @@ def render(scene: Scene, width: int, height: int, num_frames: int) -> NDArray[np
         top, bottom = _span(centre_y, radius, height)
         rows_H1 = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - centre_y
         columns_1W = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - centre_x
-        outline = ALL_SHAPES[scene.shape]
         cover_HW1 = _coverage(outline, columns_1W, rows_H1, radius * pose.scale, scene.angle + pose.turn)[
             ..., None
         ]

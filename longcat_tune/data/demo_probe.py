@@ -28,8 +28,8 @@ LEAST_WAY = 0.075
 """Of the frame's shorter side; a shape whose centre moves less rests."""
 SIZE_CHANGE = 1.7
 """Ratio of the areas at both ends from which on a shape grows or shrinks."""
-CURVE = 0.6 * math.pi
-"""By so many radians the direction of a circle's or a spiral's motion turns at least, one way."""
+CURVE = math.pi
+"""By so many radians the direction of motion turns one way in a circle or a spiral; these have more."""
 TURNED = 0.5
 """By so many radians a shape has turned at least that turns."""
 DIRECTIONS = 72

@@ -203,7 +203,7 @@ def test_miniature_reconstructs_unseen_clips():
     for width, height, num_frames in [(64, 64, 9)] * 4 + [(64, 64, 17)] * 2 + [(128, 96, 9)]:
         frames = clip(random_scene(rng), width, height, num_frames)
         scores.append(decibels(tiny_vae().decode(encoded(tiny_vae(), frames)), pixels_of(frames)))
-    assert np.mean(scores) >= 28, [round(score, 1) for score in scores]
+    assert np.mean(scores) >= 29.5, [round(score, 1) for score in scores]
 
 
 def test_miniature_latents_have_unit_scale():

@@ -83,7 +83,7 @@ RECIPES: dict[Flavour, Recipe] = {
         sizes=(Size(64),),
         batch_size=4,
         batch_why="four clips at once make steadier steps than one, and fit anywhere",
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         how={
             "gradient_checkpointing": (
                 False,
@@ -93,8 +93,8 @@ RECIPES: dict[Flavour, Recipe] = {
             "lora_target": ("attention+ffn", "what is new must be drawn, too, not only attended to"),
             "flow_use_uniform_schedule": (True, "all noise levels alike: outlines form late, motions early"),
         },
-        fewest_steps=600,
-        most_steps=1800,
+        fewest_steps=1100,
+        most_steps=3600,
         every=400,
         render_steps=25,
     ),

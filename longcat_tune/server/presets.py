@@ -27,7 +27,6 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
         "train_batch_size": 4,
         "gradient_checkpointing": False,
         "learning_rate": 5e-4,
-        "lr_scheduler": "cosine",
         "lora_target": "attention+ffn",
         "flow_use_uniform_schedule": True,
         "max_train_steps": 1100,

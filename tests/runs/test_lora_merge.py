@@ -87,7 +87,9 @@ def test_two_loras_with_strengths_merge_to_what_they_compute(tmp_path: Path) -> 
         lora = lora_merge.read_lora(path)
         load_lora(running, lora.weights, lora.alphas, adapter=str(number))
         set_lora_scale(running, strength, adapter=str(number))
-    torch.testing.assert_close(outputs(transformer(out)), outputs(running), atol=3e-6, rtol=3e-6)
+    expected = outputs(running)
+    # What float32 rounds is a share of the greatest values, whatever the miniature has been trained to.
+    assert (outputs(transformer(out)) - expected).abs().max() < 3e-6 * expected.abs().max()
     assert (outputs(running) - outputs(transformer(base))).abs().max() > 0.05
 
 

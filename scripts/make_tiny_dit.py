@@ -7,7 +7,6 @@ mixed. Used by make_tiny_checkpoint.py.
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import json
 import math
@@ -137,9 +136,8 @@ class Clip:
         """At length, in short and in Chinese; a figure's do not say what it looks like."""
         if self.outline is None:
             return self.scene.captions
-        words = list(zip(STAND_IN, FIGURE, strict=True))
         return tuple(
-            functools.reduce(lambda said, pair: said.replace(*pair), words, caption)
+            caption.replace(STAND_IN[0], FIGURE[0]).replace(STAND_IN[1], FIGURE[1])
             for caption in self.scene.captions
         )
 

@@ -255,6 +255,7 @@ class TrainingSet:
         start_step: first optimizer step that uses it, counted from 1; 0 means from the beginning too.
         end_step: last one; None: to the end.
         tasks: of every batch one is drawn; shares add up to 1.
+        keeps_base: regularisation data; see Batch.
     """
 
     dataset_id: str
@@ -264,6 +265,7 @@ class TrainingSet:
     start_step: int = 0
     end_step: int | None = None
     tasks: tuple[Task, ...] = TEXT_TO_VIDEO
+    keeps_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,7 @@ class Batch:
         mask_BL: int64, 1 = token.
         num_cond_latents: the same for the whole batch.
         clip_ids: for messages.
+        keeps_base: the prediction of the model without the LoRA is what must be met, not the clip.
     """
 
     latents_BCTHW: Tensor
@@ -283,6 +286,7 @@ class Batch:
     mask_BL: Tensor
     num_cond_latents: int
     clip_ids: tuple[str, ...]
+    keeps_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,11 @@ class DatasetEntry(Section):
         default=0, ge=0, description="First step that uses the dataset; steps count from 1."
     )
     end_step: int | None = Field(default=None, ge=1, description="Last step that uses the dataset.")
+    is_regularisation_data: bool = Field(
+        default=False,
+        description="Clips of what the model knows and shall not forget: trained towards its own prediction "
+        "without the LoRA, not towards the clip; such a step computes one forward pass more.",
+    )
     task_mix: dict[Literal["t2v", "i2v", "continuation"], Annotated[float, Ge(0)]] | None = Field(
         default=None,
         description='Shares of tasks, such as {"t2v": 0.5, "i2v": 0.5}: each batch is one task. null: '

@@ -24,7 +24,7 @@ ONLY_READ: Mapping[DatasetType, frozenset[str]] = {
     "text_embeds": WHERE_AND_WHAT | {"cache_dir"},
 }
 """The kinds of entries that read few keys: start images are brought to the size of their clips."""
-ONLY_IN_TRAINING = ("repeats", "probability", "start_step", "end_step")
+ONLY_IN_TRAINING = ("repeats", "probability", "start_step", "end_step", "is_regularisation_data")
 ONLY_ONE_STRATEGY = {"instance_prompt": "instanceprompt", "disable_multiline_split": "textfile"}
 """Keys that only one caption_strategy reads."""
 

@@ -194,7 +194,6 @@ DATASET_KEYS = ForeignKeys(
     },
     names_file="foreign_dataset_keys.txt",
     consequences={
-        "is_regularisation_data": Consequence("there is no regularisation loss; remove the entry"),
         "prepend_instance_prompt": Consequence("write the prompt into the captions"),
         "only_instance_prompt": Consequence("set caption_strategy to instanceprompt"),
         "maximum_image_size": Consequence("clips are always brought to the size of their bucket; remove it"),

@@ -134,6 +134,7 @@ def load_batch(plan: BatchPlan) -> Batch:
         mask_BL=mask_BL,
         num_cond_latents=plan.num_cond_latents,
         clip_ids=tuple(sample.clip_id for sample in plan.samples),
+        keeps_base=plan.keeps_base,
     )
 
 

@@ -31,12 +31,14 @@ class BatchPlan:
         latents_paths: the window chosen for each.
         text_paths: the caption chosen for each; the empty prompt's where it was dropped.
         num_cond_latents: clean leading latent frames of all of them.
+        keeps_base: as in Batch.
     """
 
     samples: tuple[CachedSample, ...]
     latents_paths: tuple[Path, ...]
     text_paths: tuple[Path, ...]
     num_cond_latents: int
+    keeps_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class EpochOrder:
         uses: how often each of them was used before, in this epoch and earlier ones.
         ends: where each batch ends in both, the batches numbered from 0.
         tasks: clean leading latent frames, by the number of the batch.
+        kept: numbers of the batches of regularisation data.
         turns: numbers of the batches that this process takes, in order.
     """
 
@@ -59,6 +62,7 @@ class EpochOrder:
     uses: list[int]
     ends: list[int]
     tasks: dict[int, int]
+    kept: set[int]
     turns: list[int]
 
     def __len__(self) -> int:
@@ -124,7 +128,7 @@ class BucketSampler:
     def epoch(self, epoch: int) -> EpochOrder:
         """Put the batches of one epoch in order."""
         place = self.plan.locate(epoch)
-        made = EpochOrder(epoch, [], [], [], {}, [])
+        made = EpochOrder(epoch, [], [], [], {}, set(), [])
         # A text seed is hashed: the same on every machine, and neighbouring epochs have nothing in common.
         order = random.Random(f"order/{self.seed}/{epoch}")
         batches: list[int] = []
@@ -132,6 +136,8 @@ class BucketSampler:
             own_epoch = epoch - self.plan.first_epoch(number)
             share = self._share(number, own_epoch, order, made)
             made.tasks.update(zip(share, self._tasks(self.sets[number], own_epoch, len(share)), strict=True))
+            if self.sets[number].keeps_base:
+                made.kept.update(share)
             batches += share
         order.shuffle(batches)
         made.turns.extend(islice(cycle(batches), self.rank, place.batches * self.world_size, self.world_size))
@@ -154,6 +160,7 @@ class BucketSampler:
             tuple(self._window(sample, use) for sample, use in zip(samples, order.uses[clips], strict=True)),
             tuple(self._chosen_text(sample, captions) for sample in samples),
             order.tasks[number],
+            number in order.kept,
         )
 
     def largest(self) -> BatchPlan:
@@ -169,6 +176,7 @@ class BucketSampler:
             tuple(sample.latents_paths[0] for sample in samples),
             tuple(sample.text_paths[0] for sample in samples),
             one.tasks[0].num_cond_latents,
+            one.keeps_base,
         )
 
     def _batches(self, number: int) -> DatasetBatches:

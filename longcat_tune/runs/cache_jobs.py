@@ -263,6 +263,7 @@ class CacheJobs:
             start_step=entry.start_step,
             end_step=entry.end_step,
             tasks=tasks_of(entry),
+            keeps_base=entry.is_regularisation_data,
         )
 
     def _partner(self, image: ClipRecord, clip: PlannedClip) -> Path:

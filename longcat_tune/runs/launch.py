@@ -113,12 +113,14 @@ def require_plain_base(config: RunConfig) -> None:
             )
 
 
-def require_shardable(*, renders: bool, dora: bool) -> None:
+def require_shardable(*, renders: bool, dora: bool, keeps_base: bool) -> None:
     """Refuse what cannot be done with a base of which each process holds a share.
 
     Args:
         renders: whether the run renders: only one process does, and it would wait for the others' shares.
         dora: whether the adapter has magnitudes, which are taken from whole weights.
+        keeps_base: whether there is regularisation data, whose steps have one forward pass more, for which
+            a process with other data would not hand on its share.
 
     Raises:
         ConfigError: names what to change.
@@ -133,6 +135,11 @@ def require_shardable(*, renders: bool, dora: bool) -> None:
         raise ConfigError(
             f"use_dora (true) cannot be trained on a base that is shared out over processes ({FSDP}); set it "
             "to false, or launch without --use_fsdp"
+        )
+    if keeps_base:
+        raise ConfigError(
+            "is_regularisation_data (true) cannot be trained on a base that is shared out over processes "
+            f"({FSDP}); leave those datasets out, or launch without --use_fsdp"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from longcat_tune.flow.weighting import weighting
 from longcat_tune.memory.boundaries import Boundaries
 from longcat_tune.memory.recompute import enable_recompute
 from longcat_tune.model.dit import LongCatVideoTransformer
+from longcat_tune.model.lora import lora_disabled
 from longcat_tune.runs.adapter import AdapterPlan, build_adapter
 from longcat_tune.runs.build import (
     build_optimizer,
@@ -110,6 +112,7 @@ def build_parts(
         draw_sigma=density.sample,
         compute=compute_context(config.model, device),
         huber_c=huber_c(config.flow),
+        as_base=partial(lora_disabled, model),
         weigh=weighting(config.flow.flow_loss_weighting, density),
         weights=loop_weights(training, optimizer),
         ema=ema,

@@ -273,6 +273,13 @@ def _errors(
         # Its faults and refused files say why; what follows from them is no problem of its own.
         return []
     if trained:
+        if all(dataset.entry.is_regularisation_data for dataset in trained):
+            ids = ", ".join(dataset.entry.id for dataset in trained)
+            msg = (
+                f"data_backend_config: every dataset ({ids}) is regularisation data, which teaches nothing; "
+                "add one to learn from, or set is_regularisation_data to false"
+            )
+            return [DataError(msg)]
         return list(steps.errors)
     ids = ", ".join(dataset.entry.id for dataset in held_out)
     aside = f" ({ids} is held out for renders)" if ids else ""

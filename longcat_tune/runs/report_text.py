@@ -58,6 +58,8 @@ def dataset_lines(report: dict[str, Any]) -> list[str]:
         if any(task["given_frames"] for task in dataset["tasks"]):
             tasks = ", ".join(f"{_task(task)} {task['share']:.0%}" for task in dataset["tasks"])
             lines.append(f"{dataset['id']}: tasks: {tasks}")
+        if dataset["keeps_base"]:
+            lines.append(f"{dataset['id']}: regularisation data: the model's own predictions are the targets")
     lines += [
         f"{images['id']}: {images['found']} found = {images['used']} used as start images + "
         f"{images['refused']} refused + {images['without_clip']} without a clip"

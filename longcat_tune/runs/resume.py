@@ -189,12 +189,14 @@ def _table(then: Mapping[str, object], now: Mapping[str, object], changed: Seque
 
 
 def _order_hash(section: TrainingSection, training: Sequence[TrainingSet]) -> str:
-    """Hash what decides which clips come in which batch, and which window and task they come with."""
+    """Hash what decides which clips come in which batch, and which window, task and target they have."""
     run = [section.train_batch_size, section.gradient_accumulation_steps, section.seed]
     digest = hashlib.blake2b(json.dumps(run).encode(), digest_size=16)
     for one in training:
         tasks = [astuple(task) for task in one.tasks]
         rules = [one.dataset_id, one.uses_per_epoch, one.probability, one.start_step, one.end_step, tasks]
+        # Left out where it is not so, that checkpoints older than the key go on.
+        rules += [True] if one.keeps_base else []
         digest.update(json.dumps([*rules, len(one.samples)]).encode())
         # Not JSON, which takes a second for 100,000 clips; no name holds a zero, so neighbours stay apart.
         clips = "\0".join(

@@ -129,7 +129,11 @@ class _Run:
         if self.flight.checkpoint is None:
             require_render_loras(config, self.checkpoint.transformer, config_dir=self.config_dir)
         if shards_base(self.accelerator):
-            require_shardable(renders=self._settings(renders=bool(requests)).validate_last, dora=adapter.dora)
+            require_shardable(
+                renders=self._settings(renders=bool(requests)).validate_last,
+                dora=adapter.dora,
+                keeps_base=any(dataset.entry.is_regularisation_data for dataset in self.plan.training),
+            )
         cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)
         self.accelerator.wait_for_everyone()
         with self._recorded(report, cached) as events:

@@ -70,7 +70,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "video.continuation_frames",
         *(f"task_mix.{name}" for name in SHARES),
     ),
-    "often": ("repeats", "probability", "max_num_samples", "start_step", "end_step"),
+    "often": (
+        "repeats",
+        "probability",
+        "max_num_samples",
+        "start_step",
+        "end_step",
+        "is_regularisation_data",
+    ),
     "caches": ("type", "cache_dir_vae", "cache_dir"),
 }
 """Every key once."""

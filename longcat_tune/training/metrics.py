@@ -45,7 +45,7 @@ resume: step and folder that the run goes on from.
 step: the fields of StepMetrics.
 step_skipped: step, reason and clip_ids of a step that changed nothing, for lack of memory.
 sigma_bands: step, and losses and counts: mean unweighted loss (null: none) and number of samples with sigma
-    from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event.
+    from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event, without regularisation data.
 evaluation: step, the fields of EvalResult, best_loss and best_step of the best one so far, and the seconds
     that it took.
 validation: step, the files rendered, and numbers by video; see sampling.numbers.
@@ -71,7 +71,7 @@ class StepMetrics:
         step: its number, from 1.
         epoch: from 0.
         loss: what was minimised: the mean over its micro batches, weighted by noise level where that is
-            asked for.
+            asked for; of regularisation data how far the model has moved.
         learning_rate: the one it was made with; of prodigy the one it has found.
         grad_norm: of all trained weights together, before clipping.
         sigma_mean: over its samples.

@@ -34,6 +34,7 @@ class LoopParts:
         draw_sigma: the training density of noise levels.
         compute: entered for every forward pass, such as autocast.
         huber_c: see `flow_loss`.
+        as_base: entered for predictions of the model without what is trained.
         weigh: how much each noise level's loss counts.
         weights: which weights are stepped and which are saved.
         ema: taken along after every step.
@@ -47,6 +48,7 @@ class LoopParts:
     draw_sigma: DrawSigma
     compute: Callable[[], AbstractContextManager[object]] = nullcontext
     huber_c: float | None = None
+    as_base: Callable[[], AbstractContextManager[object]] = nullcontext
     weigh: Weigh = equal_weights
     weights: Weights = field(default_factory=SameWeights)
     ema: Ema | None = None

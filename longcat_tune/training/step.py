@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,8 +43,11 @@ def training_step(
     sigma_B: Tensor,
     noise_BCTHW: Tensor,
     huber_c: float | None = None,
+    as_base: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> StepOutput:
-    """Noise the latents, predict clean - noise, compare.
+    """Noise the latents, predict clean - noise, compare; of regularisation data with the base's prediction.
+
+    The base's prediction is the clip's without its chance: it pulls nowhere at first, and later only back.
 
     Args:
         model: called as `model(latents, timestep, text, mask, num_cond_latents=k)`.
@@ -51,13 +55,21 @@ def training_step(
         sigma_B: noise levels, 0 to 1.
         noise_BCTHW: standard normal, float32.
         huber_c: as `flow_loss`.
+        as_base: within it the model is what it was before training.
     """
     k = batch.num_cond_latents
     noised = add_noise(batch.latents_BCTHW, noise_BCTHW, sigma_B, num_cond_latents=k)
-    prediction_BCTHW = model(
-        noised.latents_BCTHW, noised.timestep_BT, batch.text_BLD, batch.mask_BL, num_cond_latents=k
-    )
-    loss_B = flow_loss(prediction_BCTHW, noised.target_BCTHW, num_cond_latents=k, huber_c=huber_c)
+
+    def predicted() -> Tensor:
+        return model(
+            noised.latents_BCTHW, noised.timestep_BT, batch.text_BLD, batch.mask_BL, num_cond_latents=k
+        )
+
+    target_BCTHW = noised.target_BCTHW
+    if batch.keeps_base:
+        with torch.no_grad(), as_base():
+            target_BCTHW = predicted()
+    loss_B = flow_loss(predicted(), target_BCTHW, num_cond_latents=k, huber_c=huber_c)
     return StepOutput(loss_B, noised.sigma_B)
 
 

@@ -47,6 +47,7 @@ class Share:
         losses: unweighted, one per sample.
         sigmas: one per sample.
         clip_ids: one per sample.
+        kept: one per sample, whether it is regularisation data.
         full: why its memory did not suffice; the numbers are then missing.
     """
 
@@ -54,6 +55,7 @@ class Share:
     losses: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
     clip_ids: tuple[str, ...] = ()
+    kept: tuple[bool, ...] = ()
     full: str | None = None
 
 
@@ -63,8 +65,9 @@ class DoneStep:
 
     Attributes:
         metrics: for the log.
-        losses: unweighted, one per sample of all processes.
-        sigmas: one per sample.
+        losses: unweighted, one per sample of all processes, but for regularisation data, whose losses tell
+            how far the model has moved and not how well it draws.
+        sigmas: one per loss.
     """
 
     metrics: StepMetrics
@@ -134,7 +137,9 @@ def make_step(
         seconds=time.perf_counter() - began,
         memory_gib=peak_memory_gib(parts.accelerator.device),
     )
-    return DoneStep(metrics, losses, sigmas)
+    kept = chain.from_iterable(share.kept for share in shares)
+    learnt = [pair for pair, keeps in zip(zip(losses, sigmas, strict=True), kept, strict=True) if not keeps]
+    return DoneStep(metrics, tuple(loss for loss, _ in learnt), tuple(sigma for _, sigma in learnt))
 
 
 def try_largest(parts: LoopParts, batch: Batch, settings: LoopSettings) -> None:
@@ -192,9 +197,13 @@ def _share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettin
         # Or they would keep this graph while the next one is made.
         del output, objective
     # Read together, so that the device is waited for once.
-    losses = torch.cat([output.loss_B for output in outputs]).tolist()
-    sigmas = torch.cat([output.sigma_B for output in outputs]).tolist()
-    return Share(tuple(torch.stack(objectives).tolist()), tuple(losses), tuple(sigmas), _clip_ids(group))
+    return Share(
+        objectives=tuple(torch.stack(objectives).tolist()),
+        losses=tuple(torch.cat([output.loss_B for output in outputs]).tolist()),
+        sigmas=tuple(torch.cat([output.sigma_B for output in outputs]).tolist()),
+        clip_ids=_clip_ids(group),
+        kept=tuple(batch.keeps_base for batch in group.batches for _ in batch.clip_ids),
+    )
 
 
 def _skipped(parts: LoopParts, number: int, shares: list[Share]) -> SkippedStep:
@@ -222,6 +231,7 @@ def _forward(parts: LoopParts, batch: Batch, *, seed: int, step: int, micro_batc
             sigma_B=sigma_B.to(device),
             noise_BCTHW=noise_BCTHW.to(device),
             huber_c=parts.huber_c,
+            as_base=parts.as_base,
         )
 
 

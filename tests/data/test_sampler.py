@@ -313,3 +313,14 @@ def test_a_name_that_no_encoding_holds_has_windows_too():
     [clip] = samples(1, name="\udcff", windows=2)
     shown = {plan.latents_paths for epoch in (0, 1) for plan in planned(sampler(one_set([clip])), epoch)}
     assert shown == {(path,) for path in clip.latents_paths}
+
+
+def test_batches_of_regularisation_data_know_it_in_every_epoch() -> None:
+    taught = one_set(samples(5, name="new"), name="new")
+    known = one_set(samples(7, name="old"), name="old", keeps_base=True, probability=0.5)
+    both = sampler(taught, known)
+    for epoch in range(3):
+        plans = planned(both, epoch)
+        assert {plan.samples[0].clip_id[:3]: plan.keeps_base for plan in plans} == {"new": False, "old": True}
+    assert not both.largest().keeps_base
+    assert sampler(known).largest().keeps_base

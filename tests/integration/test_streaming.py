@@ -50,7 +50,11 @@ def resident(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig
 
 def ran(folder: Path, clips: Path, **keys: Any) -> RunConfig:
     """A run of two steps that is measured on its own clip."""
-    datasets = [video_entry(clips), video_entry(clips, id="held-out", dataset_type="eval")]
+    datasets = [
+        video_entry(clips),
+        video_entry(clips, id="known", is_regularisation_data=True),
+        video_entry(clips, id="held-out", dataset_type="eval"),
+    ]
     config = make_run(folder, datasets, **(EVERYTHING | keys))
     train(config, config_dir=folder)
     return config

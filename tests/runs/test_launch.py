@@ -65,16 +65,18 @@ def test_every_process_loads_its_encoders_whole(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_shared_out_base_cannot_do_is_refused() -> None:
-    require_shardable(renders=False, dora=False)
+    require_shardable(renders=False, dora=False, keeps_base=False)
     with pytest.raises(ConfigError, match="cannot render"):
-        require_shardable(renders=True, dora=False)
+        require_shardable(renders=True, dora=False, keeps_base=False)
     with pytest.raises(ConfigError, match="use_dora"):
-        require_shardable(renders=False, dora=True)
+        require_shardable(renders=False, dora=True, keeps_base=False)
+    with pytest.raises(ConfigError, match="is_regularisation_data"):
+        require_shardable(renders=False, dora=False, keeps_base=True)
 
 
 def test_the_remedy_against_renders_ends_all_of_them() -> None:
     with pytest.raises(ConfigError) as refused:
-        require_shardable(renders=True, dora=False)
+        require_shardable(renders=True, dora=False, keeps_base=False)
     remedy = dict(re.findall(r"(validation_\w+) to (\w+)", str(refused.value)))
     rendering = {"validation_epoch_interval": "1", "validation_prompt": "a"}
     assert load_run_config(None, rendering).validation.renders_in_training

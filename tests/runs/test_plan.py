@@ -88,6 +88,16 @@ def test_steps_without_a_dataset_are_a_problem(tmp_path: Path, spans, steps: int
     assert problem.remedy
 
 
+def test_regularisation_data_are_told_and_do_not_make_a_run_alone(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips", 1)
+    known = video_entry(clips, id="known", is_regularisation_data=True)
+    assert dataset_lines(report_of(tmp_path, [video_entry(clips), known]))[-1] == (
+        "known: regularisation data: the model's own predictions are the targets"
+    )
+    [problem] = plan_of(tmp_path, [known]).problems
+    assert problem.text.startswith("data_backend_config: every dataset (known) is regularisation data")
+
+
 def test_a_dataset_that_begins_after_the_last_step_is_named(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 1)
     datasets = [video_entry(clips), video_entry(clips, id="late", start_step=3)]

@@ -165,6 +165,7 @@ def test_the_hash_of_the_order_is_the_same_on_every_machine(tmp_path: Path) -> N
         [replace(SET, probability=0.5)],
         [replace(SET, start_step=2)],
         [replace(SET, end_step=9)],
+        [replace(SET, keeps_base=True)],
         [replace(SET, tasks=(Task(0, 0.5), Task(4, 0.5)))],
         [replace(SET, tasks=(Task(0, 0.6), Task(1, 0.4)))],
         [replace(SET, samples=CLIPS[:2])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.training.toys import (
     recorder,
     settings,
     train,
+    untrained,
     weights,
 )
 
@@ -139,6 +141,19 @@ def test_losses_are_told_by_noise_level() -> None:
         if loss is not None
     ]
     assert all(0 < one < 100 for one in every)
+
+
+def test_regularisation_data_are_trained_on_and_left_out_of_the_losses_by_noise_level() -> None:
+    model, seen = ToyModel(dropout=0.0), recorder()
+    with_known = (
+        replace(group, batches=(group.batches[0], replace(group.batches[1], keeps_base=True)))
+        for group in groups()
+    )
+    made = replace(parts(model), as_base=partial(untrained, model))
+    run_loop(made, with_known, settings=settings(3, bands_every=3), hooks=seen.hooks())
+    [told] = [fields for name, fields in seen.events if name == "sigma_bands"]
+    assert sum(told["counts"]) == 3
+    assert [one.samples for one in seen.metrics] == [3, 3, 3]
 
 
 def test_weights_by_noise_level_and_huber_reach_the_gradient() -> None:

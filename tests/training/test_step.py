@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from longcat_tune.flow.density import SigmaDensity
+from longcat_tune.flow.noising import add_noise
 from longcat_tune.training.step import (
     draw,
     noise_generator,
@@ -16,7 +19,7 @@ from longcat_tune.training.step import (
     to_device,
     training_step,
 )
-from tests.training.toys import ToyModel, batch
+from tests.training.toys import ToyModel, batch, untrained
 
 
 def test_step_equals_the_formula_written_out() -> None:
@@ -39,6 +42,26 @@ def test_step_equals_the_formula_written_out() -> None:
         expected = (got - (x0 - eps))[:, 1:].square().mean()
         torch.testing.assert_close(output.loss_B[sample], expected)
     assert torch.equal(output.sigma_B, sigma)
+
+
+def test_regularisation_data_hold_the_model_to_what_it_was() -> None:
+    model, base = ToyModel(dropout=0.0), ToyModel(dropout=0.0)
+    known = to_device(replace(batch(1, samples=2, cond=1), keeps_base=True), torch.device("cpu"))
+    sigma = torch.tensor([0.9, 0.3])
+    noise = torch.randn(known.latents_BCTHW.shape, generator=torch.Generator().manual_seed(5))
+    as_base = partial(untrained, model)
+    step = partial(training_step, model, known, sigma_B=sigma, noise_BCTHW=noise, as_base=as_base)
+    assert step().loss_B.eq(0).all()
+    model.mix.data += 0.3
+    output = step()
+    noised = add_noise(known.latents_BCTHW, noise, sigma, num_cond_latents=1)
+    inputs = (noised.latents_BCTHW, noised.timestep_BT, known.text_BLD, known.mask_BL)
+    was, now = (one(*inputs, num_cond_latents=1) for one in (base, model))
+    torch.testing.assert_close(output.loss_B, (now - was)[:, :, 1:].square().flatten(1).mean(1))
+    output.loss_B.sum().backward()
+    assert model.mix.grad is not None
+    model.mix.data -= 0.01 * model.mix.grad
+    assert step().loss_B.sum() < output.loss_B.sum()
 
 
 def test_noise_depends_on_seed_step_and_micro_batch_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -149,6 +150,15 @@ def train(max_steps: int, **changes: Any) -> tuple[ToyModel, Recorder]:
 def weights(model: torch.nn.Module) -> Tensor:
     """The trained ones in a row."""
     return torch.cat([one.detach().flatten() for one in model.parameters() if one.requires_grad])
+
+
+@contextmanager
+def untrained(model: ToyModel) -> Iterator[None]:
+    """Within it the model is what it began as."""
+    trained = copy.deepcopy(model.state_dict())
+    model.load_state_dict(ToyModel().state_dict())
+    yield
+    model.load_state_dict(trained)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,14 @@ def init(
     demo: Annotated[
         bool, typer.Option("--demo", help="Make a few captioned clips in the folder first.")
     ] = False,
+    regularisation_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--regularisation_dir",
+            metavar="DIR",
+            help="Folder of clips of what the model knows and shall not forget.",
+        ),
+    ] = None,
     flavour: Annotated[
         Literal["final", "tiny"] | None,
         typer.Option("--model_flavour", help="The model; by default tiny where there is no GPU."),
@@ -125,7 +133,7 @@ def init(
     _set_up_log(verbose=verbose)
     from longcat_tune.runs.init import init as run
 
-    run(clips_dir, i2v=i2v, demo=demo, flavour=flavour)
+    run(clips_dir, i2v=i2v, demo=demo, regularisation_dir=regularisation_dir, flavour=flavour)
 
 
 def thumbnails(

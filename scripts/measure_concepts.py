@@ -67,7 +67,8 @@ class Lesson:
         command("init", "clips", "--demo", "--model_flavour", "tiny", folder=folder)
         (folder / "config").rename(folder / "config-of-the-demo")
         i2v = ["--i2v"] if self.i2v else []
-        command("init", f"clips/{self.concept}", "--model_flavour", "tiny", *i2v, folder=folder)
+        known = ("--regularisation_dir", "clips/known")
+        command("init", f"clips/{self.concept}", *known, "--model_flavour", "tiny", *i2v, folder=folder)
         started = time.perf_counter()
         command("train", "--config", "config/config.json", *self.changes, folder=folder)
         return time.perf_counter() - started

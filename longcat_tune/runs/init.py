@@ -30,14 +30,27 @@ DEMO_SIZE, DEMO_FRAMES, DEMO_FPS = (64, 64), 9, 15.0
 DEMO_CONCEPT: Concept = "orange"
 
 
-def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = None) -> None:
+KNOWN = "known"
+"""The demo's folder of regularisation data."""
+
+
+def init(
+    clips_dir: Path,
+    *,
+    i2v: bool,
+    demo: bool,
+    regularisation_dir: Path | None = None,
+    flavour: Flavour | None = None,
+) -> None:
     """Write config/config.json and config/multidatabackend.json.
 
     Args:
         clips_dir: the clips; with demo it gets a folder of clips for each thing the miniature has never seen.
         i2v: train image-to-video, from start images if a folder beside the clips or in theirs holds one for
             each, else from each clip's own first frame.
-        demo: draw captioned clips first, and train on those of DEMO_CONCEPT.
+        demo: draw captioned clips first, and train on those of DEMO_CONCEPT; they have regularisation data
+            of their own.
+        regularisation_dir: clips of what the model knows and shall not forget.
         flavour: the model; None takes the miniature where there is no GPU.
 
     Raises:
@@ -51,28 +64,35 @@ def init(clips_dir: Path, *, i2v: bool, demo: bool, flavour: Flavour | None = No
             raise ConfigError(msg)
     prompts = None
     if demo:
-        clips_dir, prompts = _draw_demo(clips_dir)
-    content = look_into(clips_dir, memory=OUTPUT_DIR / "cache" / "vae", start_images=i2v)
+        clips_dir, regularisation_dir, prompts = _draw_demo(clips_dir)
+    memory = OUTPUT_DIR / "cache" / "vae"
+    content = look_into(clips_dir, memory=memory, start_images=i2v)
     _warn(content)
-    run, datasets = choose_run(content, _flavour(flavour), output_dir=OUTPUT_DIR, i2v=i2v, prompts=prompts)
+    known = None
+    if regularisation_dir is not None:
+        known = look_into(regularisation_dir, memory=memory, start_images=False)
+        _warn(known)
+    run, datasets = choose_run(
+        content, _flavour(flavour), known=known, output_dir=OUTPUT_DIR, i2v=i2v, prompts=prompts
+    )
     _write(data_path, data_text(datasets, about=_about(content)))
     _write(config_path, config_text(run, data_path))
     logger.info("Wrote %s and %s for %s", config_path, data_path, _about(content))
     logger.info("Next: longcat-tune check --config %s", config_path)
 
 
-def _draw_demo(folder: Path) -> tuple[Path, Path]:
-    """Draw the clips of every concept; returns those to be trained on, and their prompts."""
-    trained, known = folder / DEMO_CONCEPT, known_scenes()
+def _draw_demo(folder: Path) -> tuple[Path, Path, Path]:
+    """Draw the clips of every concept; returns those to be learnt, those of what is known, and prompts."""
+    trained, known = folder / DEMO_CONCEPT, folder / KNOWN
+    # Without them it would come to answer everything with the new thing.
+    _draw(known, KNOWN, known_scenes())
     for concept in CONCEPTS:
         _draw(folder / concept, concept, concept_scenes(concept))
-        # Without them it would come to answer everything with the new thing.
-        _draw(folder / concept, "known", known)
         prompts = json.dumps(concept_prompts(concept), indent=2, ensure_ascii=False)
         _write(folder / f"{concept}.json", prompts + "\n")
     others = " and ".join(str(folder / concept) for concept in CONCEPTS if concept != DEMO_CONCEPT)
     logger.info("Drew clips of what the miniature has never seen: %s; also %s", trained, others)
-    return trained, trained.with_suffix(".json")
+    return trained, known, trained.with_suffix(".json")
 
 
 def _draw(folder: Path, name: str, scenes: Sequence[Scene]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longcat_tune.errors import DataError
@@ -45,6 +45,7 @@ class Dataset:
         count: clips or images that are trained on.
         frames: how they are taken from videos; None for images.
         start_images: the folder of start images, or why there is none; None: text-to-video.
+        keeps_base: why it is regularisation data; empty: it is not.
     """
 
     dataset_id: str
@@ -55,6 +56,7 @@ class Dataset:
     count: int
     frames: FramesChoice | None = None
     start_images: Choice[Path | None] | None = None
+    keeps_base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def choose_run(
     content: FolderContent,
     flavour: Choice[Flavour],
     *,
+    known: FolderContent | None = None,
     output_dir: Path,
     i2v: bool,
     prompts: Path | None = None,
@@ -99,37 +102,25 @@ def choose_run(
     Args:
         content: of the folder of clips.
         flavour: the model.
+        known: of the folder of regularisation data.
         output_dir: of the run.
         i2v: train image-to-video.
         prompts: a library to render instead of a caption.
 
     Raises:
-        DataError: image-to-video is asked for, and there are no clips or all are too short.
+        DataError: image-to-video is asked for, and there are no clips or all are too short; or regularisation
+            data, and there are no clips.
     """
     recipe = RECIPES[flavour.value]
     framerate = choose_framerate(content.videos) if content.videos else None
-    lengths = clip_lengths(content.videos, framerate.value) if framerate is not None else []
     if i2v:
-        _require_motion(content, lengths)
+        _require_motion(content, framerate)
     start_images = choose_start_images(content) if i2v else None
     images = _trained_images(content, start_images)
     size = choose_size((*content.videos, *images), recipe)
     datasets = []
-    if content.video_captions is not None:
-        given = start_images is not None and start_images.value is not None
-        frames = choose_frames(lengths, longest=recipe.num_frames, from_start=given, i2v=i2v)
-        datasets.append(
-            Dataset(
-                dataset_id="clips",
-                dataset_type="video",
-                folder=content.folder,
-                captions=content.video_captions,
-                size=size.value,
-                count=frames.count,
-                frames=frames,
-                start_images=start_images,
-            )
-        )
+    if framerate is not None:
+        datasets.append(_clips("clips", content, recipe, size.value, framerate.value, start_images))
     if images and content.image_captions is not None:
         datasets.append(
             Dataset(
@@ -141,6 +132,9 @@ def choose_run(
                 count=len(images),
             )
         )
+    taught = sum(dataset.count for dataset in datasets)
+    if known is not None:
+        datasets.append(_regularisation(known, recipe, size.value, framerate, i2v=i2v))
     first = datasets[0]
     run = Run(
         flavour=flavour,
@@ -148,7 +142,7 @@ def choose_run(
         output_dir=output_dir,
         framerate=framerate,
         size=size,
-        steps=choose_steps(sum(dataset.count for dataset in datasets), recipe),
+        steps=choose_steps(taught, recipe),
         prompt=_prompt(first.captions),
         prompts=prompts,
         frame=usual_frame(content.videos or images, size.value),
@@ -157,13 +151,57 @@ def choose_run(
     return run, tuple(datasets)
 
 
-def _require_motion(content: FolderContent, lengths: Sequence[int]) -> None:
+def _clips(
+    dataset_id: str,
+    content: FolderContent,
+    recipe: Recipe,
+    size: Size,
+    framerate: int,
+    start_images: Choice[Path | None] | None,
+) -> Dataset:
+    """The clips of a folder, which holds some."""
+    assert content.video_captions is not None
+    given = start_images is not None and start_images.value is not None
+    frames = choose_frames(
+        clip_lengths(content.videos, framerate),
+        longest=recipe.num_frames,
+        from_start=given,
+        i2v=start_images is not None,
+    )
+    return Dataset(
+        dataset_id=dataset_id,
+        dataset_type="video",
+        folder=content.folder,
+        captions=content.video_captions,
+        size=size,
+        count=frames.count,
+        frames=frames,
+        start_images=start_images,
+    )
+
+
+def _regularisation(
+    content: FolderContent, recipe: Recipe, size: Size, framerate: Choice[int] | None, *, i2v: bool
+) -> Dataset:
+    """Clips of what the model knows, for the same task as the others."""
     if not content.videos:
+        msg = f"{content.folder}: holds no clips, and regularisation data must be clips; take another folder"
+        raise DataError(msg)
+    rate = framerate or choose_framerate(content.videos)
+    starts: Choice[Path | None] | None = Choice(None, "for the same task as the others") if i2v else None
+    dataset = _clips("regularisation", content, recipe, size, rate.value, starts)
+    why = "the model's own answers to these captions are the target, so that they are not forgotten"
+    return replace(dataset, keeps_base=why)
+
+
+def _require_motion(content: FolderContent, framerate: Choice[int] | None) -> None:
+    if framerate is None:
         msg = f"{content.folder}: holds images and no clips, and image-to-video needs clips; leave --i2v out"
         raise DataError(msg)
-    if max(lengths) < SHORTEST:
+    longest = max(clip_lengths(content.videos, framerate.value))
+    if longest < SHORTEST:
         msg = (
-            f"{content.folder}: the longest clip has {max(lengths)} frames, and image-to-video needs at "
+            f"{content.folder}: the longest clip has {longest} frames, and image-to-video needs at "
             f"least {SHORTEST}; take longer clips or leave --i2v out"
         )
         raise DataError(msg)

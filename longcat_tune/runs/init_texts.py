@@ -91,6 +91,8 @@ def _entries(dataset: Dataset) -> list[list[Line]]:
     repeats = choose_repeats(dataset.count)
     if repeats is not None:
         lines.append(Line("repeats", repeats.value, repeats.why))
+    if dataset.keeps_base:
+        lines.append(Line("is_regularisation_data", True, dataset.keeps_base))
     starts = []
     if dataset.start_images is not None:
         lines.append(Line("is_i2v", True, dataset.start_images.why))

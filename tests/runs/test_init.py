@@ -324,11 +324,13 @@ def test_the_first_run_opens_none_of_the_files_again(tmp_path: Path, monkeypatch
 def test_the_demo_draws_new_things_trains_on_one_and_renders_it_beside_old_ones(tmp_path: Path) -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     for concept in CONCEPTS:
-        for name, count in ((concept, 12), ("known", 36)):
-            files = sorted(path.suffix for path in Path("clips", concept).glob(f"{name}-*"))
-            assert files == [".mp4"] * count + [".txt"] * count
-    [entry] = read_jsonc(DATA)
-    assert entry["instance_data_dir"] == str(tmp_path / "clips" / DEMO_CONCEPT)
+        files = sorted(path.suffix for path in Path("clips", concept).iterdir())
+        assert files == [".mp4"] * 12 + [".txt"] * 12
+    taught, known = read_jsonc(DATA)
+    assert taught["instance_data_dir"] == str(tmp_path / "clips" / DEMO_CONCEPT)
+    assert "is_regularisation_data" not in taught
+    assert known["instance_data_dir"] == str(tmp_path / "clips" / "known")
+    assert known["is_regularisation_data"] is True
     assert main(["check", "--config", str(CONFIG)]) == 0
     library = Path(read_jsonc(CONFIG)["user_prompt_library"])
     prompts = json.loads(library.read_text()).values()
@@ -342,6 +344,29 @@ def test_the_other_concepts_of_the_demo_are_folders_like_any() -> None:
     shutil.rmtree(CONFIG.parent)
     config, [entry] = written(Path("clips/spiral"), i2v=True)
     assert (entry["is_i2v"], config["resolution"], config["validation_resolution"]) == (True, 64, "64x64")
+
+
+def test_regularisation_data_are_an_entry_of_their_own_for_the_same_task() -> None:
+    init(Path("clips"), i2v=False, demo=True, flavour="tiny")
+    shutil.rmtree(CONFIG.parent)
+    init(Path("clips/spiral"), i2v=True, demo=False, regularisation_dir=Path("clips/known"), flavour="tiny")
+    taught, known = read_jsonc(DATA)
+    assert {entry["is_i2v"] for entry in (taught, known)} == {True}
+    assert taught["video"] == known["video"]
+    assert (taught["repeats"], known["repeats"]) == (4, 1)
+    steps = read_jsonc(CONFIG)["max_train_steps"]
+    shutil.rmtree(CONFIG.parent)
+    config, _ = written(Path("clips/spiral"), i2v=True)
+    assert config["max_train_steps"] == steps
+
+
+def test_regularisation_data_must_be_clips(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "clips")
+    images = tmp_path / "pictures"
+    images.mkdir()
+    write_image(images / "a.png")
+    with pytest.raises(DataError, match="pictures: holds no clips, and regularisation data must be clips"):
+        init(clips, i2v=False, demo=False, regularisation_dir=images, flavour="tiny")
 
 
 @pytest.mark.parametrize("path", [CONFIG, DATA])

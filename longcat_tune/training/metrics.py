@@ -45,7 +45,8 @@ resume: step and folder that the run goes on from.
 step: the fields of StepMetrics.
 step_skipped: step, reason and clip_ids of a step that changed nothing, for lack of memory.
 sigma_bands: step, and losses and counts: mean unweighted loss (null: none) and number of samples with sigma
-    from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event, without regularisation data.
+    from 0 to 0.1, 0.1 to 0.2 and so on, over the steps since the last such event; regularisation data are not
+    among them.
 evaluation: step, the fields of EvalResult, best_loss and best_step of the best one so far, and the seconds
     that it took.
 validation: step, the files rendered, and numbers by video; see sampling.numbers.

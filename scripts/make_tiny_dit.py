@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from longcat_tune.model.vae import VideoAutoencoder
 from longcat_tune.training.step import noise_generator, training_step
 from longcat_tune.types import TEXT_TOKENS, Batch
 
+Item = TypeVar("Item")
 SEED = 20260502
 SHIFT = 12.0
 DIT_SHARDS = 2
@@ -63,17 +65,20 @@ RUN_TIME_CONFIG = {
     "bsa_params": {"sparsity": SPARSITY, "chunk_3d_shape_q": CHUNK, "chunk_3d_shape_k": CHUNK},
     "cp_split_hw": None,
 }
-STEPS = 45_000
+STEPS = 59_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
 CAPTION_DROPOUT = 0.1
-ENCODED_AT_ONCE = 10
+ENCODED_AT_ONCE, READ_AT_ONCE = 10, 500
+"""Clips by the VAE, captions by the text encoder."""
 LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
 NAMED = 3
 """As many clips of shapes that have names come with one of a figure that has none."""
 STAND_IN, FIGURE = ("cross", ALL_SHAPES["cross"].chinese), ("figure", "图形")
+DEPTHS = ((0.65, "deep", "深"), (0.85, "notched", "浅"), (1.0, "flat", "平"))
+"""How far in a figure's notches are, at most, as a share of a regular polygon's; and what that is called."""
 LEAST_INNER = {3: 0.3, 4: 0.3, 5: 0.74, 6: 0.3}
 """Points of figures, and how deep their notches are at most: those of five are pentagons, none is a star."""
 IMAGE_SHARE, CONTINUATION_SHARE = 0.25, 0.15
@@ -133,11 +138,16 @@ class Clip:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """At length, in short and in Chinese; a figure's do not say what it looks like."""
+        """At length, in short and in Chinese; a figure's tell how many points it has, and how deep ones."""
         if self.outline is None:
             return self.scene.captions
+        points, inner, _ = self.outline
+        share = inner / math.cos(math.pi / points)
+        english, chinese = next(names for most, *names in DEPTHS if share <= most)
         return tuple(
-            caption.replace(STAND_IN[0], FIGURE[0]).replace(STAND_IN[1], FIGURE[1])
+            caption.replace(STAND_IN[0], f"{FIGURE[0]} of {points} {english} points").replace(
+                STAND_IN[1], f"{points}个{chinese}角的{FIGURE[1]}"
+            )
             for caption in self.scene.captions
         )
 
@@ -160,9 +170,9 @@ def named(size: Size) -> Iterator[Clip]:
             yield Clip(scene)
 
 
-def batched(drawn: Iterator[Clip]) -> Iterator[list[Clip]]:
-    """ENCODED_AT_ONCE at a time."""
-    while some := list(itertools.islice(drawn, ENCODED_AT_ONCE)):
+def batched(drawn: Iterator[Item], count: int) -> Iterator[list[Item]]:
+    """So many at a time."""
+    while some := list(itertools.islice(drawn, count)):
         yield some
 
 
@@ -175,7 +185,7 @@ def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
         return cached
     normalize = VideoAutoencoder(vae).normalize
     rows = []
-    for some in batched(clips_of(size)):
+    for some in batched(clips_of(size), ENCODED_AT_ONCE):
         frames = [
             render(one.scene, size.width, size.height, size.frames, outline=one.outline) for one in some
         ]
@@ -187,6 +197,7 @@ def latents_of(size: Size, vae: AutoencoderKLWan, work_dir: Path) -> Tensor:
     return latents
 
 
+@torch.inference_mode()
 def text_of(checkpoint: Path, captions: Iterable[str]) -> dict[str, Tensor]:
     """Features [L, D] of captions, and of the empty one."""
     encoder = load_text_encoder(
@@ -198,8 +209,15 @@ def text_of(checkpoint: Path, captions: Iterable[str]) -> dict[str, Tensor]:
         device=torch.device("cpu"),
     )
     different = ["", *dict.fromkeys(captions)]
-    features = encoder.encode(different)
-    return dict(zip(different, (one.text_LD.float() for one in features), strict=True))
+    found = {}
+    for some in batched(iter(different), READ_AT_ONCE):
+        # The project's own pads every caption to all tokens, which takes minutes here.
+        tokens = encoder.tokenizer(some, padding=True, padding_side="right", return_tensors="pt")
+        mask_BL = tokens.attention_mask
+        hidden_BLD = encoder.module(input_ids=tokens.input_ids, attention_mask=mask_BL).last_hidden_state
+        for caption, hidden_LD, mask_L in zip(some, hidden_BLD, mask_BL, strict=True):
+            found[caption] = hidden_LD[mask_L.bool()].float()
+    return found
 
 
 # --- model -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from longcat_tune.config.miniature import MINIATURE
 from longcat_tune.data.buckets import bucket_size
 
 Flavour = Literal["final", "tiny"]
@@ -81,17 +82,20 @@ RECIPES: dict[Flavour, Recipe] = {
         num_frames=17,
         # What it was made on; it draws nothing at other sizes.
         sizes=(Size(64),),
-        batch_size=4,
+        batch_size=MINIATURE["train_batch_size"],
         batch_why="four clips at once make steadier steps than one, and fit anywhere",
-        learning_rate=5e-4,
+        learning_rate=MINIATURE["learning_rate"],
         how={
             "gradient_checkpointing": (
-                False,
+                MINIATURE["gradient_checkpointing"],
                 "its activations are small: to compute them again costs time only",
             ),
             "lr_scheduler": ("cosine", "steps grow small towards the end, so that nothing is overdone"),
-            "lora_target": ("attention+ffn", "what is new must be drawn, too, not only attended to"),
-            "flow_use_uniform_schedule": (True, "all noise levels alike: outlines form late, motions early"),
+            "lora_target": (MINIATURE["lora_target"], "what is new must be drawn, too, not only attended to"),
+            "flow_use_uniform_schedule": (
+                MINIATURE["flow_use_uniform_schedule"],
+                "all noise levels alike: outlines form late, motions early",
+            ),
         },
         fewest_steps=1100,
         most_steps=3600,

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from longcat_tune.config.miniature import MINIATURE
+
 FLAVOUR = "model_flavour"
 DEFAULT_FLAVOUR = "final"
 
@@ -24,11 +26,7 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "resolution": 64,
         "framerate": 15,
-        "train_batch_size": 4,
-        "gradient_checkpointing": False,
-        "learning_rate": 5e-4,
-        "lora_target": "attention+ffn",
-        "flow_use_uniform_schedule": True,
+        **MINIATURE,
         "max_train_steps": 1100,
         "checkpoint_step_interval": 400,
         "validation_step_interval": 400,

@@ -182,13 +182,20 @@ def choose_repeats(count: int) -> Choice[int] | None:
     return Choice(repeats, f"{count} would make a short epoch; {used}")
 
 
-def choose_steps(count: int, recipe: Recipe) -> Choice[int]:
-    """Length of the run: more clips need more steps, but fewer for each."""
-    wanted = recipe.every * round(recipe.fewest_steps * math.sqrt(count / 10) / recipe.every)
-    steps = min(max(wanted, recipe.fewest_steps), recipe.most_steps)
-    looks = max(1, round(steps / count))
-    why = f"about {looks} looks at each of {count}; watch the renders, and stop or go on by what they show"
-    return Choice(steps, why)
+def choose_steps(count: int, recipe: Recipe, *, share: float = 1.0) -> Choice[int]:
+    """Length of the run: more clips need more steps, but fewer for each.
+
+    Args:
+        count: clips and images to learn from.
+        recipe: of the model.
+        share: of the steps that learn from them; the others are for regularisation data.
+    """
+    learning = max(recipe.fewest_steps, recipe.fewest_steps * math.sqrt(count / 10))
+    steps = min(recipe.every * round(learning / share / recipe.every), recipe.most_steps)
+    looks = max(1, round(steps * share * recipe.batch_size / count))
+    others = f", and {1 - share:.0%} of the steps for regularisation data" if share < 1 else ""
+    looked = f"about {looks} looks at each of {count}{others}"
+    return Choice(steps, f"{looked}; watch the renders, and stop or go on by what they show")
 
 
 def choose_start_images(content: FolderContent) -> Choice[Path | None]:

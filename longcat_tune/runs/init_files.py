@@ -18,6 +18,7 @@ from longcat_tune.runs.init_choices import (
     FramesChoice,
     choose_framerate,
     choose_frames,
+    choose_repeats,
     choose_size,
     choose_start_images,
     choose_steps,
@@ -57,6 +58,12 @@ class Dataset:
     frames: FramesChoice | None = None
     start_images: Choice[Path | None] | None = None
     keeps_base: str = ""
+
+    @property
+    def uses(self) -> int:
+        """Clips or images of an epoch."""
+        repeats = choose_repeats(self.count)
+        return self.count * (1 if repeats is None else repeats.value + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ def choose_run(
                 count=len(images),
             )
         )
-    taught = sum(dataset.count for dataset in datasets)
+    count, learnt = sum(one.count for one in datasets), sum(one.uses for one in datasets)
     if known is not None:
         datasets.append(_regularisation(known, recipe, size.value, framerate, i2v=i2v))
     first = datasets[0]
@@ -142,7 +149,7 @@ def choose_run(
         output_dir=output_dir,
         framerate=framerate,
         size=size,
-        steps=choose_steps(taught, recipe),
+        steps=choose_steps(count, recipe, share=learnt / sum(one.uses for one in datasets)),
         prompt=_prompt(first.captions),
         prompts=prompts,
         frame=usual_frame(content.videos or images, size.value),

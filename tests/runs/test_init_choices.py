@@ -96,3 +96,10 @@ def test_more_clips_get_more_steps_within_bounds() -> None:
     recipe = RECIPES["final"]
     steps = [choose_steps(count, recipe).value for count in (1, 10, 40, 100, 10_000)]
     assert steps == [1000, 1000, 2000, 3250, 5000]
+
+
+def test_steps_for_regularisation_data_come_on_top() -> None:
+    recipe = RECIPES["final"]
+    chosen = choose_steps(40, recipe, share=0.8)
+    assert chosen.value == choose_steps(40, recipe).value / 0.8
+    assert chosen.why.startswith("about 50 looks at each of 40, and 20% of the steps for regularisation data")

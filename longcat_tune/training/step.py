@@ -45,9 +45,9 @@ def training_step(
     huber_c: float | None = None,
     as_base: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> StepOutput:
-    """Noise the latents, predict clean - noise, compare; of regularisation data with the base's prediction.
+    """Noise the latents, predict clean - noise, compare; for regularisation data with what the base predicts.
 
-    The base's prediction is the clip's without its chance: it pulls nowhere at first, and later only back.
+    That target pulls nowhere until training has moved the model, and then back.
 
     Args:
         model: called as `model(latents, timestep, text, mask, num_cond_latents=k)`.

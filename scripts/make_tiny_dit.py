@@ -65,7 +65,7 @@ RUN_TIME_CONFIG = {
     "bsa_params": {"sparsity": SPARSITY, "chunk_3d_shape_q": CHUNK, "chunk_3d_shape_k": CHUNK},
     "cp_split_hw": None,
 }
-STEPS = 59_000
+STEPS = 70_000
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
@@ -76,11 +76,15 @@ LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
 NAMED = 3
 """As many clips of shapes that have names come with one of a figure that has none."""
-STAND_IN, FIGURE = ("cross", ALL_SHAPES["cross"].chinese), ("figure", "图形")
+FIGURE_SHARE = 0.4
+"""Of what a step is trained on."""
+STAND_IN = ("cross", ALL_SHAPES["cross"].chinese)
+"""The shape whose place and size they have, and whose name is replaced in their captions."""
+NUMBERS = {3: ("trigon", "三"), 4: ("tetragon", "四"), 5: ("pentagon", "五"), 6: ("hexagon", "六")}
 DEPTHS = ((0.65, "deep", "深"), (0.85, "notched", "浅"), (1.0, "flat", "平"))
 """How far in a figure's notches are, at most, as a share of a regular polygon's; and what that is called."""
-LEAST_INNER = {3: 0.3, 4: 0.3, 5: 0.74, 6: 0.3}
-"""Points of figures, and how deep their notches are at most: those of five are pentagons, none is a star."""
+LEAST_INNER = {3: 0.3, 4: 0.3, 5: 0.53, 6: 0.3}
+"""Points of figures, and how far in their notches are at most: deep ones of five points would be stars."""
 IMAGE_SHARE, CONTINUATION_SHARE = 0.25, 0.15
 """Of the steps: the first frame is given; several are. The others are text-to-video."""
 
@@ -144,9 +148,10 @@ class Clip:
         points, inner, _ = self.outline
         share = inner / math.cos(math.pi / points)
         english, chinese = next(names for most, *names in DEPTHS if share <= most)
+        number, number_chinese = NUMBERS[points]
         return tuple(
-            caption.replace(STAND_IN[0], f"{FIGURE[0]} of {points} {english} points").replace(
-                STAND_IN[1], f"{points}个{chinese}角的{FIGURE[1]}"
+            caption.replace(STAND_IN[0], f"{english} {number}").replace(
+                STAND_IN[1], f"{chinese}{number_chinese}角形"
             )
             for caption in self.scene.captions
         )
@@ -159,7 +164,7 @@ def clips_of(size: Size) -> Iterator[Clip]:
         rng = np.random.default_rng((SEED, size.width, size.frames, number, 1))
         points = int(rng.choice(list(LEAST_INNER)))
         inner = rng.uniform(LEAST_INNER[points], math.cos(math.pi / points))
-        yield Clip(random_scene(rng, shape=STAND_IN[0]), Outline(points, inner, FIGURE[1]))
+        yield Clip(random_scene(rng, shape=STAND_IN[0]), Outline(points, inner, NUMBERS[points][1]))
 
 
 def named(size: Size) -> Iterator[Clip]:
@@ -261,7 +266,11 @@ def batch_of(
     """What one step trains on; the step's number alone decides."""
     rng = np.random.default_rng((SEED, step))
     size = SIZES[rng.choice(len(SIZES), p=[one.share for one in SIZES])]
-    rows = rng.integers(len(latents[size.name]), size=size.batch)
+    rows = np.where(
+        rng.random(size.batch) < FIGURE_SHARE,
+        rng.integers(size.clips, len(latents[size.name]), size=size.batch),
+        rng.integers(size.clips, size=size.batch),
+    )
     latents_BCTHW = latents[size.name][torch.from_numpy(rows)].float()
     frames = latents_BCTHW.shape[2]
     task = rng.random()

@@ -75,7 +75,7 @@ ENCODED_AT_ONCE, READ_AT_ONCE = 10, 500
 LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
 NAMED = 3
-"""As many clips of shapes that have names come with one of a figure that has none."""
+"""As many clips of the world's shapes come with one of a figure: any number of points, any depth of notches."""
 FIGURE_SHARE = 0.4
 """Of what a step is trained on."""
 STAND_IN = ("cross", ALL_SHAPES["cross"].chinese)
@@ -97,7 +97,7 @@ class Size:
         width: in pixels.
         height: in pixels.
         frames: in pixels' time.
-        clips: how many of named shapes are drawn and encoded.
+        clips: how many of the world's shapes are drawn and encoded.
         batch: clips per step.
         share: of the steps.
     """
@@ -158,7 +158,7 @@ class Clip:
 
 
 def clips_of(size: Size) -> Iterator[Clip]:
-    """All clips of one size, none of them held out: shapes that have names, then figures."""
+    """All clips of one size, none of them held out: the world's shapes, then figures."""
     yield from itertools.islice(named(size), size.clips)
     for number in range(size.clips // NAMED):
         rng = np.random.default_rng((SEED, size.width, size.frames, number, 1))
@@ -168,7 +168,7 @@ def clips_of(size: Size) -> Iterator[Clip]:
 
 
 def named(size: Size) -> Iterator[Clip]:
-    """Shapes that have names, without end."""
+    """Clips of the world's shapes, without end."""
     for number in itertools.count():
         scene = random_scene(np.random.default_rng((SEED, size.width, size.frames, number)))
         if not scene.is_held_out:

@@ -304,7 +304,7 @@ def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
     return tuple(scenes)
 
 
-def known_scenes(count: int = 36) -> tuple[Scene, ...]:
+def known_scenes(count: int = 72) -> tuple[Scene, ...]:
     """Clips of what the miniature knows: among those of a concept they keep it from forgetting."""
     rng = np.random.default_rng(KEPT)
     drawn = (random_scene(rng) for _ in itertools.count())

@@ -190,12 +190,12 @@ def _clips(
 def _regularisation(
     content: FolderContent, recipe: Recipe, size: Size, framerate: Choice[int] | None, *, i2v: bool
 ) -> Dataset:
-    """Clips of what the model knows, for the same task as the others."""
+    """Clips of what the model knows, for the task of the others and text-to-video."""
     if not content.videos:
         msg = f"{content.folder}: holds no clips, and regularisation data must be clips; take another folder"
         raise DataError(msg)
     rate = framerate or choose_framerate(content.videos)
-    starts: Choice[Path | None] | None = Choice(None, "for the same task as the others") if i2v else None
+    starts: Choice[Path | None] | None = Choice(None, "from each clip's own first frame") if i2v else None
     dataset = _clips("regularisation", content, recipe, size, rate.value, starts)
     why = "the model's own answers to these captions are the target, so that they are not forgotten"
     return replace(dataset, keeps_base=why)

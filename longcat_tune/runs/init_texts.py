@@ -99,6 +99,8 @@ def _entries(dataset: Dataset) -> list[list[Line]]:
         if dataset.start_images.value is not None:
             starts.append(_starts_entry(dataset.start_images.value))
             lines.append(Line("conditioning_data", ["start-images"]))
+        if dataset.keeps_base:
+            lines.append(Line("task_mix", {"t2v": 0.5, "i2v": 0.5}, "text-to-video shall stay, too"))
     if dataset.frames is not None:
         lines.append(Line("video", _video_lines(dataset.frames)))
     return [lines, *starts]

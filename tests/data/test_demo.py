@@ -175,7 +175,7 @@ def test_clips_of_a_concept_show_every_colour_that_they_can_as_evenly_as_can_be(
 
 def test_what_keeps_it_from_forgetting_is_known_and_not_held_out():
     scenes = known_scenes()
-    assert len(set(scenes)) == 36
+    assert len(set(scenes)) == 72
     assert not any(scene.is_held_out for scene in scenes)
     assert {scene.colour for scene in scenes} <= set(COLOURS)
 

@@ -346,14 +346,15 @@ def test_the_other_concepts_of_the_demo_are_folders_like_any() -> None:
     assert (entry["is_i2v"], config["resolution"], config["validation_resolution"]) == (True, 64, "64x64")
 
 
-def test_regularisation_data_are_an_entry_of_their_own_for_the_same_task() -> None:
+def test_regularisation_data_are_an_entry_of_their_own_and_of_text_to_video_too() -> None:
     init(Path("clips"), i2v=False, demo=True, flavour="tiny")
     shutil.rmtree(CONFIG.parent)
     init(Path("clips/spiral"), i2v=True, demo=False, regularisation_dir=Path("clips/known"), flavour="tiny")
     taught, known = read_jsonc(DATA)
     assert {entry["is_i2v"] for entry in (taught, known)} == {True}
+    assert known["task_mix"] == {"t2v": 0.5, "i2v": 0.5}
     assert taught["video"] == known["video"]
-    assert (taught["repeats"], known["repeats"]) == (4, 1)
+    assert (taught["repeats"], known.get("repeats")) == (4, None)
     steps = read_jsonc(CONFIG)["max_train_steps"]
     shutil.rmtree(CONFIG.parent)
     config, _ = written(Path("clips/spiral"), i2v=True)

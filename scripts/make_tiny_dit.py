@@ -75,7 +75,7 @@ ENCODED_AT_ONCE, READ_AT_ONCE = 10, 500
 LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
 NAMED = 3
-"""As many clips of the world's shapes come with one of a figure: any number of points, any depth of notches."""
+"""As many clips of the world's shapes come with one of a figure, of other numbers of points and depths."""
 FIGURE_SHARE = 0.4
 """Of what a step is trained on."""
 STAND_IN = ("cross", ALL_SHAPES["cross"].chinese)

@@ -2,9 +2,10 @@
 
     python scripts/measure_concepts.py --save
 
-For each: `init --demo` and `train` in a folder of their own, then renders of captions that no clip had,
-before and after, and of captions that the miniature was never shown but could draw. One more run is
-image-to-video. What a render shows is read back by plain image analysis (longcat_tune/data/demo_probe.py).
+For each: `init --demo` and `train` in a folder of their own, with the options of `train` that are given; then
+renders of captions that no clip had, before and after, and of captions that the miniature was never shown but
+could draw. One more run is image-to-video. What a render shows is read back by plain image analysis
+(longcat_tune/data/demo_probe.py).
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def measure(lesson: Lesson, known: dict[str, float]) -> dict[str, Any]:
         before, after = new.answer(), replace(new, loras=loras).answer()
         kept = replace(OLD, loras=loras).answer()
     return {
+        "options": " ".join(lesson.changes),
         "seconds": round(seconds, 1),
         "field": field,
         "before": before[field],

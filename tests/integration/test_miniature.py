@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longcat_tune.checkpoint.lora_file import LORA_FILE
 from longcat_tune.config.load import load_run_config
+from longcat_tune.config.miniature import MINIATURE
 from longcat_tune.data.demo import concept_names, concept_scenes, held_out_names, place
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.flow.loss import flow_loss
@@ -81,10 +82,10 @@ def test_an_8_bit_base_draws_the_same(known: list[Render]) -> None:
 def test_a_lora_teaches_it_a_colour(tmp_path: Path, base: Examiner) -> None:
     clips = draw_clips(tmp_path / "clips", concept_scenes("orange"))
     asked = concept_names("orange", 12)
-    config = make_run(tmp_path, [video_entry(clips)], train_batch_size=4, lora_rank=8, max_train_steps=120)
+    config = make_run(tmp_path, [video_entry(clips)], **MINIATURE, lora_rank=8, max_train_steps=300)
     train(config, config_dir=tmp_path)
     assert shares(base.render(asked))["colour"] <= 0.1
-    assert shares(examiner(config.output.output_dir / LORA_FILE).render(asked))["colour"] >= 0.7
+    assert shares(examiner(config.output.output_dir / LORA_FILE).render(asked))["colour"] >= 0.6
 
 
 # --- what would keep it from learning --------------------------------------------------------------------

@@ -46,6 +46,11 @@ class PlannedDataset:
     plan: DatasetPlan
 
     @property
+    def keeps_base(self) -> bool:
+        """Whether it is regularisation data, which nothing new is learnt from."""
+        return self.entry.is_regularisation_data
+
+    @property
     def bucket_uses(self) -> dict[Bucket, int]:
         """How often each bucket's clips are used in one pass over the dataset."""
         uses: dict[Bucket, int] = {}
@@ -273,7 +278,7 @@ def _errors(
         # Its faults and refused files say why; what follows from them is no problem of its own.
         return []
     if trained:
-        if all(dataset.entry.is_regularisation_data for dataset in trained):
+        if all(dataset.keeps_base for dataset in trained):
             ids = ", ".join(dataset.entry.id for dataset in trained)
             msg = (
                 f"data_backend_config: every dataset ({ids}) is regularisation data, which teaches nothing; "

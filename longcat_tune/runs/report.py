@@ -125,7 +125,7 @@ def _dataset_report(
         "left_out": plan.left_out,
         "clips": len(plan.clips),
         "tasks": [_task_report(task, dataset) for task in (plan.clips[0].tasks if plan.clips else ())],
-        "keeps_base": entry.is_regularisation_data,
+        "keeps_base": dataset.keeps_base,
         "probability": entry.probability,
         "start_step": entry.start_step,
         "end_step": entry.end_step,

@@ -132,7 +132,7 @@ class _Run:
             require_shardable(
                 renders=self._settings(renders=bool(requests)).validate_last,
                 dora=adapter.dora,
-                keeps_base=any(dataset.entry.is_regularisation_data for dataset in self.plan.training),
+                keeps_base=any(dataset.keeps_base for dataset in self.plan.training),
             )
         cached = fill_caches(config, self.plan, self.checkpoint, requests, device=self.accelerator.device)
         self.accelerator.wait_for_everyone()

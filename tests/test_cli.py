@@ -103,7 +103,7 @@ def test_commands_hand_over_their_own_options(monkeypatch):
     words = ["--lora", "a", "--lora", "b:0.8", "--prompt", "one", "--prompt", "two", "--image", "i.png"]
     words += ["--segments", "3"]
     assert main(["validate", *words]) == main(["check", "--json", "--host-memory", "64G"]) == 0
-    assert main(["init", "clips", "--i2v", "--model_flavour", "tiny"]) == 0
+    assert main(["init", "clips", "--i2v", "--regularisation_dir", "known", "--model_flavour", "tiny"]) == 0
     assert validate[0][1] == {
         "config_dir": Path(),
         "loras": [(Path("a"), 1.0), (Path("b"), 0.8)],
@@ -114,7 +114,8 @@ def test_commands_hand_over_their_own_options(monkeypatch):
     }
     told = {"as_json": True, "clips": False, "other": OtherMachine(host_memory="64G")}
     assert check[0][1] == {"config_dir": Path(), **told}
-    assert init == [(Path("clips"), {"i2v": True, "demo": False, "flavour": "tiny"})]
+    options = {"i2v": True, "demo": False, "regularisation_dir": Path("known"), "flavour": "tiny"}
+    assert init == [(Path("clips"), options)]
 
 
 def test_cache_commands_hand_over_their_own_options(monkeypatch):

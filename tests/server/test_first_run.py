@@ -249,6 +249,8 @@ def go_on_without_a_server(page: Page, site: Site, *, last_step: int) -> None:
     """With another end in its settings a run resumes; it comes to it while no server is there to see it."""
     leave(page, "#run-head a", "Settings")
     fill_in(page, "#key-max_train_steps", str(last_step))
+    # The answer to one field replaces the others.
+    until(page, f"JSON.parse(document.querySelector('#text').value).max_train_steps === {last_step}")
     fill_in(page, "#key-validation_step_interval", str(last_step))
     until(page, f"JSON.parse(document.querySelector('#text').value).validation_step_interval === {last_step}")
     leave(page, "#save")

@@ -305,7 +305,7 @@ def concept_scenes(concept: Concept, count: int = 12) -> tuple[Scene, ...]:
 
 
 def known_scenes(count: int = 72) -> tuple[Scene, ...]:
-    """Clips of what the miniature knows: among those of a concept they keep it from forgetting."""
+    """Clips of what the miniature knows: beside those of a concept they keep it from forgetting."""
     rng = np.random.default_rng(KEPT)
     drawn = (random_scene(rng) for _ in itertools.count())
     return tuple(itertools.islice((scene for scene in drawn if not scene.is_held_out), count))

@@ -16,7 +16,7 @@ from longcat_tune.files import write_atomically
 from longcat_tune.runs.build import pick_device
 from longcat_tune.runs.init_choices import Choice
 from longcat_tune.runs.init_files import choose_run
-from longcat_tune.runs.init_look import FolderContent, look_into
+from longcat_tune.runs.init_look import REGULARISATION, FolderContent, look_into
 from longcat_tune.runs.init_recipes import RECIPES, Flavour
 from longcat_tune.runs.init_texts import config_text, data_text
 from longcat_tune.runs.problems import Problem, counted, problem_lines
@@ -28,8 +28,6 @@ OUTPUT_DIR = Path("longcat-tune-results")
 DEMO_SIZE, DEMO_FRAMES, DEMO_FPS = (64, 64), 9, 15.0
 """What the miniature draws best; anything larger would only be scaled down."""
 DEMO_CONCEPT: Concept = "orange"
-
-
 KNOWN = "known"
 """The demo's folder of regularisation data."""
 
@@ -54,7 +52,7 @@ def init(
         flavour: the model; None takes the miniature where there is no GPU.
 
     Raises:
-        ConfigError: one of the files exists.
+        ConfigError: one of the files exists, or the demo is given regularisation data.
         DataError: there are no usable clips.
     """
     config_path, data_path = CONFIG_FOLDER / "config.json", CONFIG_FOLDER / "multidatabackend.json"
@@ -62,6 +60,12 @@ def init(
         if path.exists():
             msg = f"{path} exists and is never overwritten; edit it, or move it away and run init again"
             raise ConfigError(msg)
+    if demo and regularisation_dir is not None:
+        msg = (
+            f"--regularisation_dir ({regularisation_dir}) has no effect with --demo, which draws its own; "
+            "leave one of them out"
+        )
+        raise ConfigError(msg)
     prompts = None
     if demo:
         clips_dir, regularisation_dir, prompts = _draw_demo(clips_dir)
@@ -70,7 +74,7 @@ def init(
     _warn(content)
     known = None
     if regularisation_dir is not None:
-        known = look_into(regularisation_dir, memory=memory, start_images=False)
+        known = look_into(regularisation_dir, memory=memory, start_images=False, clips_id=REGULARISATION)
         _warn(known)
     run, datasets = choose_run(
         content, _flavour(flavour), known=known, output_dir=OUTPUT_DIR, i2v=i2v, prompts=prompts

@@ -25,7 +25,7 @@ from longcat_tune.runs.init_choices import (
     clip_lengths,
     usual_frame,
 )
-from longcat_tune.runs.init_look import FolderContent
+from longcat_tune.runs.init_look import CLIPS, REGULARISATION, FolderContent
 from longcat_tune.runs.init_recipes import RECIPES, Flavour, Recipe, Size
 from longcat_tune.runs.problems import counted
 from longcat_tune.types import ClipRecord
@@ -127,7 +127,7 @@ def choose_run(
     size = choose_size((*content.videos, *images), recipe)
     datasets = []
     if framerate is not None:
-        datasets.append(_clips("clips", content, recipe, size.value, framerate.value, start_images))
+        datasets.append(_clips(CLIPS, content, recipe, size.value, framerate.value, start_images))
     if images and content.image_captions is not None:
         datasets.append(
             Dataset(
@@ -196,7 +196,7 @@ def _regularisation(
         raise DataError(msg)
     rate = framerate or choose_framerate(content.videos)
     starts: Choice[Path | None] | None = Choice(None, "from each clip's own first frame") if i2v else None
-    dataset = _clips("regularisation", content, recipe, size, rate.value, starts)
+    dataset = _clips(REGULARISATION, content, recipe, size, rate.value, starts)
     why = "the model's own answers to these captions are the target, so that they are not forgotten"
     return replace(dataset, keeps_base=why)
 

@@ -19,6 +19,8 @@ from longcat_tune.errors import DataError
 from longcat_tune.runs.init_captions import CaptionChoice, choose_captions
 from longcat_tune.types import ClipRecord, Refusal
 
+CLIPS, REGULARISATION = "clips", "regularisation"
+"""Ids of the datasets of clips to learn from, and of clips that shall stay as they are."""
 START_FOLDERS = ("images", "first_frames", "first-frames", "start_images", "start-images", "conditioning")
 """Names of folders, inside the clips' or beside it, that are looked at for start images."""
 
@@ -61,20 +63,21 @@ class FolderContent:
     loose_images: int
 
 
-def look_into(folder: Path, *, memory: Path, start_images: bool) -> FolderContent:
+def look_into(folder: Path, *, memory: Path, start_images: bool, clips_id: str = CLIPS) -> FolderContent:
     """Examine every file of a folder.
 
     Args:
         folder: of clips, images or both.
         memory: folder of the latent caches, with one folder per dataset in it.
         start_images: look for folders of start images, too.
+        clips_id: of the dataset that its clips will be.
 
     Raises:
         DataError: the folder cannot be read, holds nothing that can be used, or start images that would be
             taken for the frames of a clip.
     """
     listing = list_files(folder, "video")
-    videos = _scanned(folder, "video", "clips", memory)
+    videos = _scanned(folder, "video", clips_id, memory)
     sequences = any(record.kind == "sequence" for record in videos.records)
     loose = len(listing.others)
     images = None if sequences or not loose else _scanned(folder, "image", "images", memory)

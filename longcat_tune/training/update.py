@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 import torch
 from torch import Tensor
@@ -138,8 +138,8 @@ def make_step(
         memory_gib=peak_memory_gib(parts.accelerator.device),
     )
     kept = chain.from_iterable(share.kept for share in shares)
-    learnt = [pair for pair, keeps in zip(zip(losses, sigmas, strict=True), kept, strict=True) if not keeps]
-    return DoneStep(metrics, tuple(loss for loss, _ in learnt), tuple(sigma for _, sigma in learnt))
+    learnt = [not one for one in kept]
+    return DoneStep(metrics, tuple(compress(losses, learnt)), tuple(compress(sigmas, learnt)))
 
 
 def try_largest(parts: LoopParts, batch: Batch, settings: LoopSettings) -> None:

@@ -361,6 +361,24 @@ def test_regularisation_data_are_an_entry_of_their_own_and_of_text_to_video_too(
     assert config["max_train_steps"] < steps / 2
 
 
+def test_what_is_learned_of_regularisation_data_is_kept_for_the_first_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    init(Path("clips"), i2v=False, demo=True, flavour="tiny")
+
+    def examine(*_: object) -> None:
+        raise AssertionError("known from init")
+
+    monkeypatch.setattr("longcat_tune.data.examine._examine", examine)
+    make_plan(load_run_config(CONFIG, {}), config_dir=CONFIG.parent).require_sound()
+
+
+def test_the_demo_takes_no_other_regularisation_data() -> None:
+    with pytest.raises(ConfigError, match=r"--regularisation_dir \(mine\) has no effect with --demo"):
+        init(Path("clips"), i2v=False, demo=True, regularisation_dir=Path("mine"), flavour="tiny")
+    assert not Path("clips").exists()
+
+
 def test_regularisation_data_must_be_clips(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips")
     images = tmp_path / "pictures"

@@ -42,6 +42,13 @@ class Outline(NamedTuple):
         """Whether it is no regular polygon but dented between its points."""
         return self.points > 0 and self.inner < math.cos(math.pi / self.points) - 1e-6
 
+    @property
+    def area(self) -> float:
+        """Share of the circle around it."""
+        if self.points == 0:
+            return 1.0
+        return self.points * self.inner * math.sin(math.pi / self.points) / math.pi
+
 
 class Pose(NamedTuple):
     """Where a motion has brought a shape.

@@ -34,19 +34,17 @@ TURNED = 0.5
 """By so many radians a shape has turned at least that turns."""
 DIRECTIONS = 72
 """Rays from a shape's centre along which its outline is measured."""
-ROUND = 0.3
-"""Share of a shape's ideal number of corners below which it is round.
+WAVES_K = np.arange(1, 9)
+"""Which Fourier coefficients of an outline tell its shape: two for each of four corners.
 
-Through the miniature's VAE circles have at most 0.15 of it, squares and triangles at least 0.44.
+The power of what a render adds to them falls about as 1 / K, so each counts K times.
 """
-GRID = 0.7
-"""What a wave of four counts beside others: the cells of a codec's grid are square and leave some."""
-LONGEST, STRETCHED = "diamond", 0.65
-"""The shape of two corners, and from which share of them on it is seen."""
-NOTCHED = 1.1
-"""Share of a regular polygon's corners from which on a shape is the notched one of as many points.
+TURNS_S = np.linspace(-math.pi / 2, math.pi / 2, 9)
+"""By how many radians a shape may have turned at the end of a clip."""
+BLUNTED, SHARPENED = 0.5, 1.2
+"""How deep an outline may be as a share of the drawn one's: a codec rounds corners and fills notches.
 
-Through the VAE squares have at most 1.0, crosses mostly 1.8 and more, in fast circles 1.05.
+Less than half of the first is nearer to a circle: regular polygons of five and more corners are.
 """
 
 
@@ -178,38 +176,33 @@ def _sample(cover_HW: Floats, rows: Floats, columns: Floats) -> Floats:
 
 
 def _shape(waves_FK: NDArray[np.complex128], radius: float) -> str:
-    """The shape whose number of corners the outline has most of, in shares of what a drawn one has."""
-    strength_K = np.abs(waves_FK).mean(axis=0)
-    shares = {
-        name: float(strength_K[outline.points]) / _drawn_strength(name, max(4, round(radius)))
-        for name, outline in ALL_SHAPES.items()
-        if outline.points
-    }
-    # What moves is blurred to something longer, so a little of it is nothing; and two corners make a wave of
-    # four as well, so that only the rest of one is a shape's own.
-    stretched = shares[LONGEST] if shares[LONGEST] > STRETCHED else 0.0
-    weights = {
-        name: GRID * (share - stretched) if ALL_SHAPES[name].points == 4 else share
-        for name, share in (shares | {LONGEST: stretched}).items()
-    }
-    name = max(weights, key=weights.__getitem__)
-    if shares[name] <= ROUND:
-        return "circle"
-    if shares[name] < NOTCHED:
-        return name
-    points = ALL_SHAPES[name].points
-    notched = (one for one, outline in ALL_SHAPES.items() if outline.points == points and outline.is_notched)
-    return next(notched, name)
+    """The shape whose drawn outline leaves least of the one that is seen."""
+    moment_F = np.linspace(0, 1, len(waves_FK))
+    # Turned back in every frame, an outline's own waves add up, and what differs from frame to frame does not.
+    back_SFK = np.exp(-1j * TURNS_S[:, None, None] * moment_F[:, None] * WAVES_K)
+    waves_SK = (waves_FK[:, WAVES_K] * back_SFK).mean(axis=1)
+    left = {name: _left_over(waves_SK, _drawn(name, max(4, round(radius)))) for name in ALL_SHAPES}
+    return min(left, key=left.__getitem__)
+
+
+def _left_over(waves_SK: NDArray[np.complex128], drawn_DK: NDArray[np.complex128]) -> float:
+    """What a drawn outline, turned and as deep as fits best, leaves beyond what a circle leaves."""
+    alike = float(np.real((waves_SK * WAVES_K) @ drawn_DK.conj().T).max())
+    power = float((np.abs(drawn_DK[0]) ** 2 * WAVES_K).sum())
+    depth = min(max(alike / power, BLUNTED), SHARPENED)
+    return power * depth**2 - 2 * alike * depth
 
 
 @lru_cache
-def _drawn_strength(shape: str, radius: int) -> float:
-    """How strong the wave of a shape's corners is when it is drawn with about this area."""
+def _drawn(shape: str, radius: int) -> NDArray[np.complex128]:
+    """Waves of a shape that is drawn with the area of a circle of this radius, at every turn."""
     side = 8 * radius
-    scene = Scene(shape, "white", "still", "black", size=radius * 1.25 / side)
+    scene = Scene(shape, "white", "still", "black", size=radius / side / math.sqrt(ALL_SHAPES[shape].area))
     low, high = (ALL_COLOURS[name].rgb[0] for name in ("black", "white"))
     cover_HW = (render(scene, side, side, 1)[0, ..., 0].astype(np.float64) - low) / (high - low)
-    return float(abs(_waves(cover_HW, _centre(cover_HW))[ALL_SHAPES[shape].points]))
+    waves_K = _waves(cover_HW, _centre(cover_HW))
+    angle_D = np.arange(DIRECTIONS) * 2 * math.pi / DIRECTIONS
+    return np.asarray(waves_K[WAVES_K] * np.exp(1j * np.outer(angle_D, WAVES_K)))
 
 
 # --- motions ---------------------------------------------------------------------------------------------
@@ -218,8 +211,9 @@ def _drawn_strength(shape: str, radius: int) -> float:
 def _path(places_F2: Floats) -> str | None:
     """What the centre does; None if it rests. Places are in units of the frame's shorter side."""
     turns, way_2 = _direction_turns(places_F2), places_F2[-1] - places_F2[0]
-    if abs(turns) > CURVE:
-        return _curve(places_F2, turns)
+    away_F = np.linalg.norm(places_F2 - places_F2[0], axis=1)
+    if abs(turns) > CURVE and away_F.max() > LEAST_WAY:
+        return _curve(away_F, turns)
     longest = np.abs(way_2).max()
     if longest > LEAST_WAY:
         # Much less than the other way is a slant, not a diagonal; in a wide frame that begins early.
@@ -234,10 +228,9 @@ def _path(places_F2: Floats) -> str | None:
     return None
 
 
-def _curve(places_F2: Floats, turns: float) -> str:
-    """A circle ends where it began; a spiral as far from there as it is from anywhere."""
-    away_F = np.linalg.norm(places_F2 - places_F2[0], axis=1)
-    if away_F[-1] > away_F.max() / 2:
+def _curve(away_F: Floats, turns: float) -> str:
+    """A circle ends where it began; a spiral outwards 1.0, inwards 0.67 as far from there as it ever is."""
+    if away_F[-1] > 0.6 * away_F.max():
         return "spiral"
     return "circle" if turns > 0 else "circle back"
 

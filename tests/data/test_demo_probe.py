@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from longcat_tune.data.demo import ALL_MOTIONS, CONCEPTS, Scene, concept_scenes, random_scene
+from longcat_tune.data.demo import ALL_MOTIONS, CONCEPTS, Outline, Scene, concept_scenes, random_scene
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.data.demo_probe import Seen, first_frame, look
 
@@ -52,6 +53,21 @@ def test_noise_and_blur_do_not_change_what_is_read():
     for scene in [random_scene(rng) for _ in range(12)]:
         noisy = render(scene, 64, 64, 9) + rng.normal(0, 6, (9, 64, 64, 3))
         assert all(look(noisy.clip(0, 255).astype(np.uint8)).matches(scene).values()), scene
+
+
+@pytest.mark.parametrize(
+    ("points", "inner", "nearest"),
+    [
+        (3, 0.35, "triangle"),
+        (4, 0.5, "cross"),
+        (5, 0.5, "star"),
+        (5, math.cos(math.pi / 5), "circle"),
+        (6, math.cos(math.pi / 6), "circle"),
+    ],
+)
+def test_an_outline_that_has_no_name_is_the_nearest_that_has_one(points, inner, nearest):
+    frames = render(replace(RED_SQUARE, size=0.35), 64, 64, 9, outline=Outline(points, inner, ""))
+    assert look(frames) == Seen(nearest, "red", "right", "blue")
 
 
 def test_an_empty_clip_shows_a_background_and_nothing_else():

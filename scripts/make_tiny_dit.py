@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from make_tiny_text import FIGURES, STAND_IN, of_figure
 from make_tiny_vae import quicken
 from safetensors.torch import save_file
 from tiny_training import blend, load_state, save_state
 from torch import Tensor, nn
 
-from longcat_tune.data.demo import ALL_SHAPES, Outline, Scene, random_scene
+from longcat_tune.data.demo import Outline, Scene, random_scene
 from longcat_tune.data.demo_drawing import render
 from longcat_tune.flow.density import SigmaDensity
 from longcat_tune.flow.noising import standard_noise
@@ -65,7 +66,7 @@ RUN_TIME_CONFIG = {
     "bsa_params": {"sparsity": SPARSITY, "chunk_3d_shape_q": CHUNK, "chunk_3d_shape_k": CHUNK},
     "cp_split_hw": None,
 }
-STEPS = 70_000
+STEPS = 77_750
 LEARNING_RATE, LAST_SHARE, WARM_UP = 1e-3, 0.02, 100
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SAVE_EVERY = 250
@@ -74,17 +75,16 @@ ENCODED_AT_ONCE, READ_AT_ONCE = 10, 500
 """Clips by the VAE, captions by the text encoder."""
 LANGUAGES = (0.5, 0.2, 0.3)
 """How often a caption is the long English one, the short one, the Chinese one."""
-NAMED = 3
+NAMED = 2
 """As many clips of the world's shapes come with one of a figure, of other numbers of points and depths."""
 FIGURE_SHARE = 0.4
 """Of what a step is trained on."""
-STAND_IN = ("cross", ALL_SHAPES["cross"].chinese)
-"""The shape whose place and size they have, and whose name is replaced in their captions."""
-NUMBERS = {3: ("trigon", "三"), 4: ("tetragon", "四"), 5: ("pentagon", "五"), 6: ("hexagon", "六")}
-DEPTHS = ((0.65, "deep", "深"), (0.85, "notched", "浅"), (1.0, "flat", "平"))
+DEPTHS = ((0.65, "deep"), (0.85, "notched"), (1.0, "flat"))
 """How far in a figure's notches are, at most, as a share of a regular polygon's; and what that is called."""
 LEAST_INNER = {3: 0.3, 4: 0.3, 5: 0.53, 6: 0.3}
 """Points of figures, and how far in their notches are at most: deep ones of five points would be stars."""
+POINTS_SHARE = (0.2, 0.2, 0.4, 0.2)
+"""How often a figure has each number of points."""
 IMAGE_SHARE, CONTINUATION_SHARE = 0.25, 0.15
 """Of the steps: the first frame is given; several are. The others are text-to-video."""
 
@@ -116,7 +116,7 @@ class Size:
 
 
 SIZES = (
-    Size(64, 64, 9, 12000, 32, 0.58),
+    Size(64, 64, 9, 8000, 32, 0.58),
     Size(64, 64, 17, 1000, 20, 0.13),
     Size(128, 64, 9, 800, 16, 0.1),
     Size(128, 64, 17, 300, 10, 0.08),
@@ -145,16 +145,9 @@ class Clip:
         """At length, in short and in Chinese; a figure's tell how many points it has, and how deep ones."""
         if self.outline is None:
             return self.scene.captions
-        points, inner, _ = self.outline
-        share = inner / math.cos(math.pi / points)
-        english, chinese = next(names for most, *names in DEPTHS if share <= most)
-        number, number_chinese = NUMBERS[points]
-        return tuple(
-            caption.replace(STAND_IN[0], f"{english} {number}").replace(
-                STAND_IN[1], f"{chinese}{number_chinese}角形"
-            )
-            for caption in self.scene.captions
-        )
+        share = self.outline.inner / math.cos(math.pi / self.outline.points)
+        depth = next(name for most, name in DEPTHS if share <= most)
+        return of_figure(self.scene.captions, depth, self.outline.points)
 
 
 def clips_of(size: Size) -> Iterator[Clip]:
@@ -162,9 +155,9 @@ def clips_of(size: Size) -> Iterator[Clip]:
     yield from itertools.islice(named(size), size.clips)
     for number in range(size.clips // NAMED):
         rng = np.random.default_rng((SEED, size.width, size.frames, number, 1))
-        points = int(rng.choice(list(LEAST_INNER)))
+        points = int(rng.choice(list(LEAST_INNER), p=POINTS_SHARE))
         inner = rng.uniform(LEAST_INNER[points], math.cos(math.pi / points))
-        yield Clip(random_scene(rng, shape=STAND_IN[0]), Outline(points, inner, NUMBERS[points][1]))
+        yield Clip(random_scene(rng, shape=STAND_IN), Outline(points, inner, FIGURES[points].chinese))
 
 
 def named(size: Size) -> Iterator[Clip]:

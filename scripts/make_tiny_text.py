@@ -7,8 +7,10 @@ one it has read of more than the transformer is shown: the words of the demo's c
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from longcat_tune.data.demo import (
     Names,
     all_names,
 )
+from longcat_tune.data.demo_probe import FIELDS
 
 SEED = 20260502
 TEXT_WIDTH = 64
@@ -33,13 +36,35 @@ FIRST_WORD = 3
 STEPS, BATCH, LEARNING_RATE = 2000, 128, 2e-3
 CORRUPTED = 0.12
 """Share of words that are replaced by any other in training."""
+NO_LABEL = -100
+
+
+class Figure(NamedTuple):
+    """What a shape with so many points is called."""
+
+    english: str
+    chinese: str
+
+
+FIGURES = {
+    3: Figure("trigon", "三叉形"),
+    4: Figure("tetragon", "四叉形"),
+    5: Figure("pentagon", "五叉形"),
+    6: Figure("hexagon", "六叉形"),
+}
+FIGURE_DEPTHS = {"deep": "深", "notched": "浅", "flat": "平"}
+"""How far in the notches between a figure's points are."""
+STAND_IN = "cross"
+"""The shape whose name is replaced in captions of figures."""
 ATTRIBUTES = {
     "shape": list(ALL_SHAPES),
     "colour": list(ALL_COLOURS),
     "motion": list(ALL_MOTIONS),
     "background": list(ALL_COLOURS),
+    "points": list(FIGURES),
+    "depth": list(FIGURE_DEPTHS),
 }
-NO_LABEL = -100
+"""What a sentence tells, and the answers; those of figures have no shape, and only they the last two."""
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------
@@ -54,6 +79,25 @@ def demo_words() -> list[str]:
     return [*(f"\u2581{word}" for word in sorted(english)), "\u2581一个", *sorted(chinese)]
 
 
+def figure_words() -> list[str]:
+    """Every word that only captions of figures have, as pieces of the tokenizer."""
+    english = [*FIGURE_DEPTHS, *(one.english for one in FIGURES.values())]
+    return [
+        *(f"\u2581{word}" for word in english),
+        *FIGURE_DEPTHS.values(),
+        *(one.chinese for one in FIGURES.values()),
+    ]
+
+
+def of_figure(captions: tuple[str, ...], depth: str, points: int) -> tuple[str, ...]:
+    """Captions of the stand-in, made those of a figure."""
+    english, chinese = FIGURES[points]
+    name, name_chinese = f"{depth} {english}", f"{FIGURE_DEPTHS[depth]}{chinese}"
+    return tuple(
+        one.replace(STAND_IN, name).replace(ALL_SHAPES[STAND_IN].chinese, name_chinese) for one in captions
+    )
+
+
 def make_tokenizer(folder: Path) -> tuple[int, int]:
     """Write a Unigram tokenizer: the captions' words, then letters, then bytes, so that any text has tokens.
 
@@ -64,7 +108,8 @@ def make_tokenizer(folder: Path) -> tuple[int, int]:
     # Far less likely than any word, so that a known word is never spelt.
     letters = [(letter, -20.0) for letter in ["\u2581", *map(chr, range(ord("!"), ord("~") + 1))]]
     data_bytes = [(f"<0x{value:02X}>", -30.0) for value in range(256)]
-    vocabulary = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *words, *letters, *data_bytes]
+    figures = [(word, -5.0) for word in figure_words()]
+    vocabulary = [(PAD, 0.0), (EOS, 0.0), (UNKNOWN, 0.0), *words, *letters, *data_bytes, *figures]
 
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
     tokenizer.normalizer = normalizers.NFKC()
@@ -87,23 +132,34 @@ def make_tokenizer(folder: Path) -> tuple[int, int]:
 
 
 def training_captions(tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """All captions that are not held out: token ids [N, L] and attribute labels [N, 4]."""
+    """All captions that are not held out: token ids [N, L] and attribute labels [N, A]."""
     captions, labels = [], []
+    figures = itertools.cycle(itertools.product(FIGURE_DEPTHS, FIGURES))
     for names in all_names(concepts=True):
         if names.is_held_out:
             continue
-        row = list(attributes(names).values())
-        for caption in names.captions:
-            captions.append(caption)
-            labels.append(row)
+        captions += names.captions
+        labels += [attributes(names)] * len(names.captions)
+        if names.shape == STAND_IN:
+            depth, points = next(figures)
+            captions += of_figure(names.captions, depth, points)
+            labels += [attributes(names, shape=None, points=points, depth=depth)] * len(names.captions)
     ids_NL = tokenizer(captions, padding=True, return_tensors="pt").input_ids
-    return ids_NL, torch.tensor(labels)
+    return ids_NL, torch.tensor([list(row.values()) for row in labels])
 
 
-def attributes(names: Names) -> dict[str, int]:
-    """What a caption says, as a number per attribute."""
-    said = (names.shape, names.colour, names.motion, names.background)
-    return {field: pool.index(name) for (field, pool), name in zip(ATTRIBUTES.items(), said, strict=True)}
+def attributes(names: Names, **other: str | int | None) -> dict[str, int]:
+    """What a caption says, as a number per attribute; NO_LABEL where it says nothing.
+
+    Args:
+        names: of the caption.
+        other: what it says instead of them, or beside.
+    """
+    said = {field: getattr(names, field, None) for field in ATTRIBUTES} | other
+    return {
+        field: NO_LABEL if said[field] is None else pool.index(said[field])
+        for field, pool in ATTRIBUTES.items()
+    }
 
 
 def corrupt(ids_BL: Tensor, words: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -134,7 +190,7 @@ def train_text_encoder(folder: Path, tokenizer_folder: Path, words: int, vocabul
     heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, len(pool)) for name, pool in ATTRIBUTES.items()})
     heads["word"] = nn.Linear(TEXT_WIDTH, vocabulary)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    ids_NL, labels_N4 = training_captions(tokenizer)
+    ids_NL, labels_NA = training_captions(tokenizer)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], LEARNING_RATE, weight_decay=0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     generator = torch.Generator().manual_seed(SEED)
@@ -147,7 +203,7 @@ def train_text_encoder(folder: Path, tokenizer_folder: Path, words: int, vocabul
         # A sentence with a changed word may say something else.
         whole_B = ~changed_BL.any(dim=1)
         for column, name in enumerate(ATTRIBUTES):
-            target_BL = labels_N4[rows, column][:, None].where((whole_B[:, None]) & mask_BL, NO_LABEL)
+            target_BL = labels_NA[rows, column][:, None].where((whole_B[:, None]) & mask_BL, NO_LABEL)
             loss = loss + F.cross_entropy(heads[name](hidden_BLD).flatten(0, 1), target_BL.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -181,7 +237,7 @@ def report(encoder: UMT5EncoderModel, heads: nn.ModuleDict, tokenizer: PreTraine
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         ).last_hidden_state
         shares = []
-        for name in ATTRIBUTES:
+        for name in FIELDS:
             wanted_B = torch.tensor([attributes(one)[name] for one in held_out])
             right_BL = (heads[name](hidden_BLD).argmax(-1) == wanted_B[:, None]) | (
                 tokens.attention_mask == 0

@@ -8,7 +8,7 @@ from typing import Any
 MINIATURE: Mapping[str, Any] = {
     "train_batch_size": 4,
     "gradient_checkpointing": False,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "lora_target": "attention+ffn",
     "flow_use_uniform_schedule": True,
 }

@@ -97,7 +97,7 @@ RECIPES: dict[Flavour, Recipe] = {
                 "all noise levels alike: outlines form late, motions early",
             ),
         },
-        fewest_steps=1500,
+        fewest_steps=1000,
         most_steps=3600,
         every=400,
         render_steps=25,

@@ -178,7 +178,7 @@ def _sample(cover_HW: Floats, rows: Floats, columns: Floats) -> Floats:
 def _shape(waves_FK: NDArray[np.complex128], radius: float) -> str:
     """The shape whose drawn outline leaves least of the one that is seen."""
     moment_F = np.linspace(0, 1, len(waves_FK))
-    # Turned back in every frame, an outline's own waves add up, and what differs from frame to frame does not.
+    # Turned back in every frame, the waves of an outline add up; what differs from frame to frame does not.
     back_SFK = np.exp(-1j * TURNS_S[:, None, None] * moment_F[:, None] * WAVES_K)
     waves_SK = (waves_FK[:, WAVES_K] * back_SFK).mean(axis=1)
     left = {name: _left_over(waves_SK, _drawn(name, max(4, round(radius)))) for name in ALL_SHAPES}

@@ -30,6 +30,11 @@ SIZE_CHANGE = 1.7
 """Ratio of the areas at both ends from which on a shape grows or shrinks."""
 CURVE = math.pi
 """By so many radians the direction of motion turns one way in a circle or a spiral; these have more."""
+UNCLOSED = 0.6
+"""A curve that ends so far from its start, as a share of the farthest it came, is a spiral and no circle.
+
+Outwards they end at 1.0, inwards at 0.67, circles at 0.
+"""
 TURNED = 0.5
 """By so many radians a shape has turned at least that turns."""
 DIRECTIONS = 72
@@ -229,8 +234,8 @@ def _path(places_F2: Floats) -> str | None:
 
 
 def _curve(away_F: Floats, turns: float) -> str:
-    """A circle ends where it began; a spiral outwards 1.0, inwards 0.67 as far from there as it ever is."""
-    if away_F[-1] > 0.6 * away_F.max():
+    """A circle ends where it began, a spiral elsewhere."""
+    if away_F[-1] > UNCLOSED * away_F.max():
         return "spiral"
     return "circle" if turns > 0 else "circle back"
 

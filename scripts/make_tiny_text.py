@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,7 +156,7 @@ def attributes(names: Names, **other: str | int | None) -> dict[str, int]:
         names: of the caption.
         other: what it says instead of them, or beside.
     """
-    said = {field: getattr(names, field, None) for field in ATTRIBUTES} | other
+    said = dict.fromkeys(ATTRIBUTES) | asdict(names) | other
     return {
         field: NO_LABEL if said[field] is None else pool.index(said[field])
         for field, pool in ATTRIBUTES.items()

@@ -123,8 +123,8 @@ TABLE: dict[str, Question] = {
     "image-to-video": Question(image_to_video=True),
     "int8-quanto": Question(changes={"base_model_precision": "int8-quanto"}),
     "all blocks streamed": Question(changes={"musubi_blocks_to_swap": "4"}),
-    "128x64, 33 frames": Question(SPARSE, 64),
-    "the same, block-sparse": Question(SPARSE, 64, changes={"attention_implementation": "block_sparse"}),
+    "128x64, 33 frames": Question(SPARSE),
+    "the same, block-sparse": Question(SPARSE, changes={"attention_implementation": "block_sparse"}),
 }
 
 

@@ -126,7 +126,7 @@ def test_int8_with_every_block_streamed_learns_what_bf16_does(tmp_path: Path, cl
             tmp_path / name,
             clips,
             max_train_steps=STEPS,
-            learning_rate=3e-3,
+            learning_rate=1e-3,
             validation_step_interval=0,
             checkpoint_step_interval=STEPS,
             lora_dropout=0.0,
@@ -137,4 +137,4 @@ def test_int8_with_every_block_streamed_learns_what_bf16_does(tmp_path: Path, cl
         losses.append([event["loss"] for event in unmeasured(config, "evaluation")])
     (before, after), (_, streamed) = losses
     assert after < 0.9 * before
-    assert before - streamed == pytest.approx(before - after, rel=0.02)
+    assert streamed == pytest.approx(after, rel=0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from longcat_tune.training.interfaces import LoopState
 from longcat_tune.training.metrics import EventLog, EventName, StepMetrics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Callbacks:
     """Save and show; in the first process of a run only.
 
@@ -31,6 +31,7 @@ class Callbacks:
         tracker_run_id: what checkpoints remember of the tracker.
         events: hears of everything.
         bar: shows it.
+        loss_told: as the bar shows it; steps on regularisation data alone leave it as it was.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class Callbacks:
     tracker_run_id: str | None
     events: EventLog
     bar: Bar
+    loss_told: str = field(default="", init=False)
 
     def save(self, state: LoopState) -> None:
         """Write a checkpoint, and its LoRA as the last one, in every format asked for."""
@@ -75,8 +77,10 @@ class Callbacks:
     def on_step(self, metrics: StepMetrics) -> None:
         """Log a step, and show it beside the bar."""
         self.events.write("step", **asdict(metrics))
+        if metrics.loss is not None:
+            self.loss_told = f"loss {metrics.loss:.4f}  "
         self.bar.advance(
-            f"loss {metrics.loss:.4f}  lr {metrics.learning_rate:.1e}  {metrics.seconds:.2f} s/step  "
+            f"{self.loss_told}lr {metrics.learning_rate:.1e}  {metrics.seconds:.2f} s/step  "
             f"{metrics.memory_gib:.1f} GiB"
         )
 

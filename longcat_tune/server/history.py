@@ -119,7 +119,7 @@ class Summary:
         seconds_left: from that step to the end; None: unknown.
         started: fields of the latest run_start; empty: never started.
         ended: fields of its run_end; None: there was none yet.
-        last: fields of the latest step; empty: there was none yet.
+        last: fields of the latest step, and the latest loss; empty: there was none yet.
         problems: what ended it, as the user saw it.
         picture: the latest that shows what was learned, relative to the output folder; None: there is none.
     """
@@ -244,7 +244,9 @@ class History:
     def _add_step(self, event: dict[str, Any]) -> None:
         self._curves.rewind(self._step - 1)
         self._curves.add(event, self._step)
-        self._last = event
+        # A step on regularisation data alone has no loss to show.
+        loss = self._last.get("loss") if event.get("loss") is None else event["loss"]
+        self._last = {**event, "loss": loss}
         time = _number(event.get("time"))
         if time is not None and (not self._pace or self._pace[-1][0] < self._step):
             self._pace.append((self._step, time))

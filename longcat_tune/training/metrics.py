@@ -72,7 +72,9 @@ class StepMetrics:
         step: its number, from 1.
         epoch: from 0.
         loss: what was minimised: the mean over its micro batches, weighted by noise level where that is
-            asked for; of regularisation data how far the model has moved.
+            asked for; None: all of them were regularisation data.
+        regularisation_loss: the same of regularisation data, where it tells how far the model has moved;
+            None: it had none.
         learning_rate: the one it was made with; of prodigy the one it has found.
         grad_norm: of all trained weights together, before clipping.
         sigma_mean: over its samples.
@@ -84,7 +86,8 @@ class StepMetrics:
 
     step: int
     epoch: int
-    loss: float
+    loss: float | None
+    regularisation_loss: float | None
     learning_rate: float
     grad_norm: float
     sigma_mean: float

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -39,23 +40,34 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """What forward and backward over one micro batch gave.
+
+    Attributes:
+        objective: what is minimised: the weighted mean over its samples.
+        losses: unweighted, one per sample.
+        sigmas: one per sample.
+        keeps_base: as in Batch.
+    """
+
+    objective: float
+    losses: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    keeps_base: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """What one process found out in its part of a step, before anything was changed.
 
     Attributes:
-        objectives: for each micro batch what is minimised: the weighted mean over its samples.
-        losses: unweighted, one per sample.
-        sigmas: one per sample.
         clip_ids: one per sample.
-        kept: one per sample, whether it is regularisation data.
-        full: why its memory did not suffice; the numbers are then missing.
+        passes: one per micro batch.
+        full: why its memory did not suffice; there are no passes then.
     """
 
-    objectives: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
-    sigmas: tuple[float, ...] = ()
-    clip_ids: tuple[str, ...] = ()
-    kept: tuple[bool, ...] = ()
+    clip_ids: tuple[str, ...]
+    passes: tuple[Pass, ...] = ()
     full: str | None = None
 
 
@@ -115,8 +127,9 @@ def make_step(
         return _skipped(parts, number, shares)
     parts.processes.average_gradients(parts.parameters)
     grad_norm = _clip(parts, settings).item()
-    losses = tuple(chain.from_iterable(share.losses for share in shares))
-    sigmas = tuple(chain.from_iterable(share.sigmas for share in shares))
+    passes = [one for share in shares for one in share.passes]
+    learnt = [one for one in passes if not one.keeps_base]
+    losses = tuple(chain.from_iterable(one.losses for one in passes))
     clip_ids = tuple(chain.from_iterable(share.clip_ids for share in shares))
     require_finite(number, losses, grad_norm, clip_ids)
     learning_rate = rate_of_step(parts.optimizer)
@@ -129,17 +142,24 @@ def make_step(
     metrics = StepMetrics(
         step=number,
         epoch=group.epoch,
-        loss=torch.tensor([one for share in shares for one in share.objectives]).mean().item(),
+        loss=_mean_objective(learnt),
+        regularisation_loss=_mean_objective([one for one in passes if one.keeps_base]),
         learning_rate=learning_rate,
         grad_norm=grad_norm,
-        sigma_mean=torch.tensor(sigmas).mean().item(),
+        sigma_mean=torch.tensor([sigma for one in passes for sigma in one.sigmas]).mean().item(),
         samples=len(clip_ids),
         seconds=time.perf_counter() - began,
         memory_gib=peak_memory_gib(parts.accelerator.device),
     )
-    kept = chain.from_iterable(share.kept for share in shares)
-    learnt = [not one for one in kept]
-    return DoneStep(metrics, tuple(compress(losses, learnt)), tuple(compress(sigmas, learnt)))
+    return DoneStep(
+        metrics,
+        losses=tuple(chain.from_iterable(one.losses for one in learnt)),
+        sigmas=tuple(chain.from_iterable(one.sigmas for one in learnt)),
+    )
+
+
+def _mean_objective(passes: Sequence[Pass]) -> float | None:
+    return torch.tensor([one.objective for one in passes]).mean().item() if passes else None
 
 
 def try_largest(parts: LoopParts, batch: Batch, settings: LoopSettings) -> None:
@@ -196,14 +216,14 @@ def _share(parts: LoopParts, group: StepGroup, number: int, settings: LoopSettin
         objectives.append(objective.detach())
         # Or they would keep this graph while the next one is made.
         del output, objective
-    # Read together, so that the device is waited for once.
-    return Share(
-        objectives=tuple(torch.stack(objectives).tolist()),
-        losses=tuple(torch.cat([output.loss_B for output in outputs]).tolist()),
-        sigmas=tuple(torch.cat([output.sigma_B for output in outputs]).tolist()),
-        clip_ids=_clip_ids(group),
-        kept=tuple(batch.keeps_base for batch in group.batches for _ in batch.clip_ids),
+    # Read when all are done, so that the device is waited for once.
+    passes = tuple(
+        Pass(
+            objective.item(), tuple(output.loss_B.tolist()), tuple(output.sigma_B.tolist()), batch.keeps_base
+        )
+        for batch, output, objective in zip(group.batches, outputs, objectives, strict=True)
     )
+    return Share(_clip_ids(group), passes)
 
 
 def _skipped(parts: LoopParts, number: int, shares: list[Share]) -> SkippedStep:

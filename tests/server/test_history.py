@@ -150,5 +150,10 @@ def test_fields_that_are_no_numbers_leave_a_gap(junk):
     assert history.summary().max_steps is None
 
 
+def test_the_latest_loss_stays_where_a_step_has_none():
+    history = fold(start(), step(1, loss=0.5), step(2, loss=None, seconds=0.7))
+    assert (history.summary().last["loss"], history.summary().last["seconds"]) == (0.5, 0.7)
+
+
 def test_values_are_json():
     json.dumps(fold(start(), step(1), kept("sigma_bands", 1)).as_json(), allow_nan=False)

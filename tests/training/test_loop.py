@@ -143,7 +143,7 @@ def test_losses_are_told_by_noise_level() -> None:
     assert all(0 < one < 100 for one in every)
 
 
-def test_regularisation_data_are_trained_on_and_left_out_of_the_losses_by_noise_level() -> None:
+def test_regularisation_data_are_trained_on_and_have_a_loss_of_their_own() -> None:
     model, seen = ToyModel(dropout=0.0), recorder()
     with_known = (
         replace(group, batches=(group.batches[0], replace(group.batches[1], keeps_base=True)))
@@ -154,6 +154,22 @@ def test_regularisation_data_are_trained_on_and_left_out_of_the_losses_by_noise_
     [told] = [fields for name, fields in seen.events if name == "sigma_bands"]
     assert sum(told["counts"]) == 3
     assert [one.samples for one in seen.metrics] == [3, 3, 3]
+    bands = [loss * count for loss, count in zip(told["losses"], told["counts"], strict=True) if count]
+    assert sum(one.loss for one in seen.metrics) == pytest.approx(sum(bands))
+    assert all(one.regularisation_loss != one.loss for one in seen.metrics)
+
+
+def test_a_step_on_regularisation_data_alone_has_no_loss_but_theirs() -> None:
+    model, seen = ToyModel(dropout=0.0), recorder()
+    known = (
+        replace(group, batches=tuple(replace(batch, keeps_base=True) for batch in group.batches))
+        for group in groups()
+    )
+    made = replace(parts(model), as_base=partial(untrained, model))
+    run_loop(made, known, settings=settings(2, bands_every=2), hooks=seen.hooks())
+    assert [one.loss for one in seen.metrics] == [None, None]
+    assert all(isinstance(one.regularisation_loss, float) for one in seen.metrics)
+    assert not [name for name, _ in seen.events if name == "sigma_bands"]
 
 
 def test_weights_by_noise_level_and_huber_reach_the_gradient() -> None:

@@ -23,7 +23,7 @@ def read(path: Path) -> list[dict[str, object]]:
 
 def test_events_are_appended_across_runs(tmp_path: Path) -> None:
     path = tmp_path / "run" / "events.jsonl"
-    metrics = StepMetrics(1, 0, 0.5, 1e-4, 2.0, 0.7, 1, 0.1, 3.0)
+    metrics = StepMetrics(1, 0, 0.5, None, 1e-4, 2.0, 0.7, 1, 0.1, 3.0)
     with EventLog(path) as log:
         log.write("run_start", max_steps=2)
         log.write("step", **asdict(metrics))

@@ -16,7 +16,7 @@ from longcat_tune.training.eval_result import ClipLosses, EvalResult
 from longcat_tune.training.metrics import EventLog, SigmaBands, StepMetrics
 from longcat_tune.training.trackers import TrackedRun, WandbTracker, scalars, tracking
 
-METRICS = StepMetrics(7, 0, 0.5, 1e-4, 2.0, 0.7, 1, 0.1, 3.0)
+METRICS = StepMetrics(7, 0, 0.5, None, 1e-4, 2.0, 0.7, 1, 0.1, 3.0)
 
 
 def test_a_step_gives_a_curve_for_each_number() -> None:

@@ -244,9 +244,7 @@ def new_model() -> LongCatVideoTransformer:
     return model
 
 
-def float32_attention(
-    q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None
-) -> Tensor:
+def float32_attention(q_BANd: Tensor, k_BAMd: Tensor, v_BAMd: Tensor, keep: Tensor | None = None) -> Tensor:
     """Torch's, in float32: on a CPU its backward takes more than twice as long in bfloat16."""
     with torch.autocast("cpu", enabled=False):
         out_BANd = sdpa_attention(q_BANd.float(), k_BAMd.float(), v_BAMd.float(), keep)

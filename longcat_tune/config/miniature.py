@@ -11,6 +11,5 @@ MINIATURE: Mapping[str, Any] = {
     "learning_rate": 2e-3,
     "lora_target": "attention+ffn",
     "flow_use_uniform_schedule": True,
-    "caption_dropout_probability": 0.05,
 }
 """Keys of a config, by which a LoRA of rank 8 learns something new in minutes on two CPU cores."""

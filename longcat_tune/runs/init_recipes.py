@@ -96,10 +96,6 @@ RECIPES: dict[Flavour, Recipe] = {
                 MINIATURE["flow_use_uniform_schedule"],
                 "all noise levels alike: outlines form late, motions early",
             ),
-            "caption_dropout_probability": (
-                MINIATURE["caption_dropout_probability"],
-                "what is new belongs to its captions, with which guidance compares none: less than usual",
-            ),
         },
         fewest_steps=1000,
         most_steps=3600,
